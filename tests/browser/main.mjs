@@ -2,11 +2,14 @@
 // SCREENSHOTS=1 writes the pictures of docs/; ONLY="words" runs matching tests.
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
+import { auditTrail, signInAtProvider } from "./cases/admins.mjs";
+import { catalogForm, clusterForm, formByKeyboard, noDefinitions } from "./cases/definitions.mjs";
 import { byKeyboard } from "./cases/keyboard.mjs";
 import { flow } from "./cases/flow.mjs";
 import { catalogTest, everyPage, phoneMenu } from "./cases/pages.mjs";
 import { failedStart, fieldErrors, hostileText, noPermission, prefixAndExpiry, unknownPage } from "./cases/states.mjs";
 import { firstLoad, manySessions } from "./cases/weight.mjs";
+import { snippetsRun } from "./cases/snippets.mjs";
 import { units } from "./cases/units.mjs";
 import { openBrowser, open, signIn } from "./support/browser.mjs";
 import { rest, startStack } from "./support/stack.mjs";
@@ -49,6 +52,10 @@ async function ready() {
   await signIn(browser, stack.key);
 }
 
+inBrowser("the programs for dbt, Airflow and the command work", async () => {
+  await ready();
+  await snippetsRun(browser, stack);
+});
 inBrowser("a session that fails to start says why", async () => {
   await ready();
   await failedStart(browser);
@@ -78,6 +85,24 @@ inBrowser("a catalog is tested on a cluster", async () => {
   await ready();
   await catalogTest(browser);
 });
+inBrowser("a cluster is created, corrected, changed and deleted in a form", async () => {
+  await ready();
+  await clusterForm(browser, stack);
+});
+inBrowser("a catalog is created, used, changed and deleted in a form", async () => {
+  await ready();
+  await catalogForm(browser, stack);
+});
+inBrowser("a form by keyboard", async () => {
+  await ready();
+  await formByKeyboard(browser, stack);
+});
+inBrowser("the audit trail is filtered and read page by page", async () => {
+  await ready();
+  await auditTrail(browser, stack);
+});
+inBrowser("people sign in at a provider, by their roles", () => signInAtProvider(stack));
+inBrowser("a member is offered no definitions", () => noDefinitions(stack));
 inBrowser("a colleague sees that there is no permission", async () => {
   await ready();
   await noPermission(stack, ended);

@@ -2,6 +2,7 @@
 
 use crate::settings::Target;
 use anyhow::{Context as _, Result, bail};
+use session_proto::v1::audit_service_client::AuditServiceClient;
 use session_proto::v1::catalog_service_client::CatalogServiceClient;
 use session_proto::v1::cluster_service_client::ClusterServiceClient;
 use session_proto::v1::org_service_client::OrgServiceClient;
@@ -48,6 +49,12 @@ pub(crate) async fn catalogs(target: &Target) -> Result<CatalogServiceClient<Ser
 
 pub(crate) async fn orgs(target: &Target) -> Result<OrgServiceClient<Service>> {
     Ok(OrgServiceClient::new(
+        service(target, &target.manager.value).await?,
+    ))
+}
+
+pub(crate) async fn audit(target: &Target) -> Result<AuditServiceClient<Service>> {
+    Ok(AuditServiceClient::new(
         service(target, &target.manager.value).await?,
     ))
 }

@@ -61,6 +61,9 @@ fn groups_and_the_words_of_earlier_releases_are_accepted() {
         "berth cluster delete lab --force",
         "berth catalogs test lake --cluster c",
         "berth catalog delete lake --force",
+        "berth audit --since 24h --until 2030-01-01T00:00:00Z --action token.issued --action org.created",
+        "berth audit --principal sa|ada --org acme --session s-1 --limit 5 --output json",
+        "berth usage --org acme --owner sa|ada --cluster c",
         "berth keys secret signing -n berth --owner keys --label a=b",
         "berth keys secret signing --rotate",
         "berth login --device",
@@ -101,6 +104,8 @@ fn what_is_incomplete_or_contradicts_itself_is_not_a_command() {
         "berth login --device --browser",
         "berth completion tcsh",
         "berth doctor --message-bytes 0",
+        "berth audit --since yesterday",
+        "berth audit --limit 0",
     ] {
         assert!(!parses(line), "{line}");
     }
@@ -135,6 +140,8 @@ fn the_help_shows_groups_and_global_options_apart() {
         "cluster",
         "catalog",
         "org",
+        "audit",
+        "usage",
         "login",
         "context",
         "doctor",

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use service_kit::admin::AdminConfig;
 use service_kit::config::{Problems, Validate, duration};
-use service_kit::grpc::ClientConfig;
+use service_kit::grpc::{ClientConfig, is_secure};
 use service_kit::listen::ListenerConfig;
 use service_kit::telemetry::TelemetryConfig;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -58,6 +58,9 @@ pub struct PublicConfig {
     /// Address of the console, e.g. `https://berth.example.org/berth`. Its path
     /// is the prefix that a proxy removes from requests.
     pub url: Option<String>,
+    /// Permits [`Self::url`] with `http` beyond loopback: keys and cookies of
+    /// sign-ins can be read on the network.
+    pub insecure: bool,
 }
 
 /// Where Spark clients connect, as in token-issuer's `public`.
@@ -251,6 +254,18 @@ impl Validate for PublicConfig {
             "url",
             "must be like https://berth.example.org or https://example.org/berth",
         );
+        let is_secure = self.url.as_deref().is_none_or(is_secure);
+        problems.require(
+            !is_valid || is_secure || self.insecure,
+            "url",
+            "must begin with https:// beyond loopback (or say `insecure = true`: then keys and \
+             cookies of sign-ins can be read on the network)",
+        );
+        problems.require(
+            !self.insecure || !is_secure,
+            "insecure",
+            "has no effect with this url; remove it",
+        );
     }
 }
 
@@ -276,5 +291,47 @@ impl Validate for LimitsConfig {
             let is_valid = REQUEST_TIMEOUT_RANGE.contains(&timeout);
             problems.require(is_valid, field, "must be 1s to 60s");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problems(url: Option<&str>, insecure: bool) -> String {
+        let config = PublicConfig {
+            url: url.map(str::to_owned),
+            insecure,
+        };
+        let mut problems = Problems::default();
+        problems.check("public", &config);
+        let found = problems
+            .found()
+            .iter()
+            .map(|problem| format!("{} {}", problem.key, problem.what));
+        found.collect::<Vec<_>>().join("\n")
+    }
+
+    #[test]
+    fn http_beyond_loopback_needs_the_word_insecure() {
+        for url in [
+            None,
+            Some("https://berth.example.org"),
+            Some("http://localhost:8080"),
+            Some("http://127.0.0.1:8080/data/berth"),
+            Some("http://[::1]"),
+        ] {
+            assert_eq!(problems(url, false), "", "{url:?}");
+            assert!(problems(url, true).contains("public.insecure"), "{url:?}");
+        }
+        for url in [
+            "http://berth.example.org",
+            "http://192.0.2.7:8080",
+            "http://localhost.example.org",
+        ] {
+            assert!(problems(Some(url), false).contains("public.url"), "{url}");
+            assert_eq!(problems(Some(url), true), "", "{url}");
+        }
+        assert!(problems(Some("ftp://localhost"), false).contains("must be like"));
     }
 }

@@ -62,6 +62,36 @@ string_enum! {
     }
 }
 
+impl AuditAction {
+    /// Whether platform admins may do it in organizations that are not theirs.
+    pub const fn is_for_platform_admins(self) -> bool {
+        match self {
+            Self::ClusterCreated
+            | Self::ClusterUpdated
+            | Self::ClusterDrained
+            | Self::ClusterDeleted
+            | Self::OrgCreated
+            | Self::OrgUpdated
+            | Self::OrgDisabled
+            | Self::OrgEnabled
+            | Self::PrincipalDisabled
+            | Self::PrincipalEnabled => true,
+            Self::SessionCreated
+            | Self::SessionChanged
+            | Self::TokenIssued
+            | Self::TokenFirstUsed
+            | Self::TokenRevoked
+            | Self::TokensRevoked
+            | Self::OperationsInterrupted
+            | Self::CatalogCreated
+            | Self::CatalogUpdated
+            | Self::CatalogDeleted
+            | Self::CatalogTested
+            | Self::CallerRefused => false,
+        }
+    }
+}
+
 string_enum! {
     /// The outcome.
     AuditOutcome {

@@ -114,7 +114,7 @@ mod maybe_millis {
 
 /// A timeout outside its bounds.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{field} must be between {min:?} and {max:?}, not {given:?}")]
+#[error("{field} {}", range(.min, .max, .given))]
 pub struct OutOfBounds {
     /// Name of the timeout.
     pub field: &'static str,
@@ -124,6 +124,17 @@ pub struct OutOfBounds {
     pub max: Duration,
     /// The requested value.
     pub given: Duration,
+}
+
+impl OutOfBounds {
+    /// What the timeout must be, without its name.
+    pub fn range(&self) -> String {
+        range(&self.min, &self.max, &self.given)
+    }
+}
+
+fn range(min: &Duration, max: &Duration, given: &Duration) -> String {
+    format!("must be between {min:?} and {max:?}, not {given:?}")
 }
 
 /// Maximum lifetime of any session, including extensions by ExtendSession.

@@ -1,5 +1,6 @@
 //! Errors of the store and of the status machine, as errors for callers.
 
+use compute::Invalid;
 use session_core::machine::Refusal;
 use session_core::{OrgId, Quota, Reason, Session, Status};
 use session_proto::error::Refused;
@@ -11,6 +12,17 @@ pub(crate) fn org_disabled(org: &OrgId) -> Refused {
         Reason::OrgDisabled,
         format!("The organization {org} is disabled. Ask your platform team."),
     )
+}
+
+/// Fields that an error names for programs.
+const MAX_NAMED_FIELDS: usize = 16;
+
+/// The error for an invalid definition in the field `field`. The keys of all its
+/// problems are in the metadata, one a line, in the order of the text.
+pub(crate) fn invalid(field: &'static str, invalid: &Invalid) -> Refused {
+    let keys = invalid.problems.iter().map(|problem| problem.key.as_str());
+    let keys: Vec<_> = keys.take(MAX_NAMED_FIELDS).collect();
+    Refused::field(field, invalid).with("fields", keys.join("\n"))
 }
 
 /// The error for a store error that has no special meaning in the call.

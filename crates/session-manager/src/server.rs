@@ -15,6 +15,7 @@ use service_kit::shutdown::Shutdown;
 use service_kit::tls::H2;
 use session_proto::internal::route_service_server::RouteServiceServer;
 use session_proto::internal::token_ledger_server::TokenLedgerServer;
+use session_proto::v1::audit_service_server::AuditServiceServer;
 use session_proto::v1::catalog_service_server::CatalogServiceServer;
 use session_proto::v1::cluster_service_server::ClusterServiceServer;
 use session_proto::v1::org_service_server::OrgServiceServer;
@@ -171,6 +172,9 @@ fn public_services(api: &Arc<Api>, max_bytes: usize) -> Result<Routes> {
         )
         .add_service(
             OrgServiceServer::new(api::orgs::Orgs { api: api() }).max_decoding_message_size(max_bytes),
+        )
+        .add_service(
+            AuditServiceServer::new(api::audit::Audit { api: api() }).max_decoding_message_size(max_bytes),
         ))
 }
 

@@ -8,8 +8,8 @@ use session_core::catalog::PropertyValue;
 use session_core::cluster::StaticEndpoint;
 use session_core::policy::PolicyRange;
 use session_core::{
-    Activity, Actor, Catalog, Cluster, ClusterStatus, Engine, EventRecord, IdlePolicy, Limits, Operation,
-    Org, Principal, Provider, Session, SessionPolicy, Status, Timestamp, Use, WakePolicy,
+    Activity, Actor, AuditRecord, Catalog, Cluster, ClusterStatus, Engine, EventRecord, IdlePolicy, Limits,
+    Operation, Org, Principal, Provider, Session, SessionPolicy, Status, Timestamp, Use, WakePolicy,
 };
 use std::collections::BTreeMap;
 use std::str::FromStr;
@@ -208,6 +208,31 @@ pub fn event(record: &EventRecord) -> v1::SessionEvent {
         reason: record.reason.as_str().to_owned(),
         actor,
         message: record.message.clone(),
+    }
+}
+
+fn text_of(value: Option<&impl ToString>) -> String {
+    value.map(ToString::to_string).unwrap_or_default()
+}
+
+/// Encodes an audit record.
+pub fn audit_record(record: &AuditRecord) -> v1::AuditRecord {
+    let status_of = |value: Option<Status>| value.map_or(v1::SessionStatus::Unspecified, status).into();
+    v1::AuditRecord {
+        at: Some(timestamp(record.at)),
+        action: record.action.as_str().to_owned(),
+        outcome: record.outcome.as_str().to_owned(),
+        reason: record.reason.clone(),
+        actor: text_of(record.actor.as_ref()),
+        address: record.address.clone(),
+        org: text_of(record.org.as_ref()),
+        session_id: text_of(record.session.as_ref()),
+        token_id: text_of(record.token.as_ref()),
+        object: record.object.clone(),
+        from: status_of(record.from),
+        to: status_of(record.to),
+        version: record.version.unwrap_or_default(),
+        unreplicated: record.unreplicated,
     }
 }
 

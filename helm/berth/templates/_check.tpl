@@ -193,6 +193,14 @@ console.url: required with console.config.sign_in.providers; identity providers 
 {{- if and (or .ingress.enabled .httpRoute.enabled) (not .url) }}
 console.url: required with console.ingress and console.httpRoute; they get its host and path
 {{- end }}
+{{- $isHttp := regexMatch "^http://" .url -}}
+{{- $isLoopback := regexMatch "^http://(localhost|127\\.[0-9.]+)(:|/|$)" .url }}
+{{- if and $isHttp (not $isLoopback) (not .insecureUrl) }}
+console.url: must begin with https://, or set insecureUrl=true; then keys and cookies of sign-ins can be read on the network
+{{- end }}
+{{- if and .insecureUrl (or (not $isHttp) $isLoopback) }}
+console.insecureUrl: has no effect with this url; remove it
+{{- end }}
 {{- $limits := dig "limits" dict .config }}
 {{- if and (or .ingress.enabled .httpRoute.enabled) (not (or (dig "trusted_proxies" list $limits) (dig "shared_addresses" list $limits))) }}
 console.config.limits: set trusted_proxies to the addresses of the Ingress or Gateway, or shared_addresses; else all people share the limits of its address, and wrong credentials of one lock out all

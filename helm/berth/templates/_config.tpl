@@ -267,6 +267,9 @@ admin:
 {{- with .Values.console.url }}
 public:
   url: {{ . | quote }}
+  {{- if $.Values.console.insecureUrl }}
+  insecure: true
+  {{- end }}
 {{- end }}
 spark_connect:
   endpoint: {{ include "berth.endpoint" . | quote }}

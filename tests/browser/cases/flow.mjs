@@ -56,7 +56,7 @@ async function starts(page, id) {
   const phases = page.getByRole("heading", { level: 2, name: "Starting compute" });
   const ready = page.locator(".page-head .badge.active");
   await phases.or(ready).first().waitFor();
-  await ready.waitFor({ timeout: 60_000 });
+  await ready.waitFor();
   await page.getByText("Compute answered a test query and is ready").first().waitFor();
   await page.getByRole("button", { name: "Copy session id" }).click();
   assert.equal(await page.evaluate(() => navigator.clipboard.readText()), id);
@@ -95,7 +95,7 @@ async function query(page, program) {
   const long = runPython(`from pyspark.sql import SparkSession\nspark = SparkSession.builder.remote("${url}").getOrCreate()\n${LONG_QUERY}`);
   try {
     const operation = page.getByRole("button", { name: /^Interrupt operation/ });
-    await operation.first().waitFor({ timeout: 60_000 });
+    await operation.first().waitFor();
     await page.getByText(/in flight/).first().waitFor();
     // Proxies report every 5 s; then the charts have more than one value.
     if (process.env.SCREENSHOTS) await page.waitForTimeout(12_000);

@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { open, openBrowser } from "../support/browser.mjs";
 
 /** Presses Tab until the element with this accessible name has the focus. */
-async function tabTo(page, name, limit = 60) {
+export async function tabTo(page, name, limit = 60) {
   for (let i = 0; i < limit; i += 1) {
     await page.keyboard.press("Tab");
     const focused = await page.evaluate(() => {
@@ -34,7 +34,7 @@ export async function byKeyboard(stack) {
     await page.keyboard.type("by keyboard");
     await page.keyboard.press("Enter");
     await page.getByRole("heading", { level: 1, name: "by keyboard" }).waitFor();
-    await page.locator(".page-head .badge.active").waitFor({ timeout: 60_000 });
+    await page.locator(".page-head .badge.active").waitFor();
 
     await tabTo(page, /^Generate token$/);
     await page.keyboard.press("Enter");

@@ -34,7 +34,7 @@ export async function failedStart(browser) {
   const { page } = browser;
   await open(browser, "sessions/new?cluster=broken", "Create session");
   await page.getByRole("button", { name: "Create session" }).click();
-  await page.getByText("This session failed").waitFor({ timeout: 60_000 });
+  await page.getByText("This session failed").waitFor();
   await page.getByText("Its compute could not be started.").first().waitFor();
   await page.getByRole("heading", { level: 2, name: "The start failed" }).waitFor();
   await page.getByText(/exited with code 127/).first().waitFor();
@@ -49,10 +49,10 @@ export async function failedStart(browser) {
 export async function hostileText(browser, stack) {
   const { page } = browser;
   const session = await rest(stack, stack.key, "POST", "sessions", { cluster: "local", name: HOSTILE, labels: { note: HOSTILE.slice(0, 60) } });
-  for (const path of ["sessions", `sessions/${session.id}`, "usage", "audit"]) {
+  for (const path of ["sessions", `sessions/${session.id}`, `audit?session=${session.id}`]) {
     await page.goto(new URL(path, browser.address).href);
     await page.getByRole("heading", { level: 1 }).waitFor();
-    if (path !== "usage") await page.getByText(HOSTILE).first().waitFor();
+    if (!path.startsWith("audit")) await page.getByText(HOSTILE).first().waitFor();
     assert.equal(await page.evaluate(() => window.injected), undefined, path);
     assert.equal(await page.locator("main img, main script").count(), 0, path);
   }

@@ -15,7 +15,13 @@ async function load() {
     export { bytes, coarse, person, span } from "./src/format.ts";
     export { rates } from "./src/session/rates.ts";
     export { startTimes } from "./src/sessions/start_times.ts";
-    export { endSentence } from "./src/words.ts";`;
+    export { endSentence } from "./src/words.ts";
+    export { ApiError } from "./src/api/client.ts";
+    export { mergePatch } from "./src/forms/merge_patch.ts";
+    export { otherProblems, problemAt, problemsOf } from "./src/forms/problems.ts";
+    export { durationOf, listOf, pairsOf, propertiesOf, secondsOf } from "./src/forms/values.ts";
+    export { clusterDefinition, clusterValues } from "./src/forms/cluster_values.ts";
+    export { sums } from "./src/admin/sums.ts";`;
   const { outputFiles } = await build({ stdin: { contents, resolveDir: web, loader: "ts" }, bundle: true, format: "esm", write: false });
   return import(`data:text/javascript;base64,${Buffer.from(outputFiles[0].contents).toString("base64")}`);
 }
@@ -34,6 +40,64 @@ export async function units() {
   streamInPieces(parts);
   orderedLikeSorted(parts);
   numbersAndWords(parts);
+  patches(parts);
+  problemsOfFields(parts);
+  clusterThereAndBack(parts);
+  sumsOfPages(parts);
+}
+
+/** A patch has what changed, and null for what is gone. */
+function patches({ mergePatch, listOf, pairsOf, propertiesOf, durationOf, secondsOf }) {
+  const before = { a: 1, b: { c: "x", d: "y" }, e: ["1", "2"], f: null };
+  assert.deepEqual(mergePatch(before, structuredClone(before)), {});
+  assert.deepEqual(mergePatch(before, { a: 2, b: { c: "x", z: "n" }, e: ["2"], f: null }), { a: 2, b: { d: null, z: "n" }, e: ["2"] });
+  assert.deepEqual(mergePatch({ p: { process: { program: "/x" } } }, { p: { static: {} } }), { p: { process: null, static: {} } });
+  assert.deepEqual(listOf(" a, b  c,,"), ["a", "b", "c"]);
+  const properties = { type: "memory", initial_database: ["a", "b"], "": "x" };
+  assert.deepEqual(propertiesOf(pairsOf(properties), true), properties);
+  assert.deepEqual(propertiesOf([["", ""], ["a", "[1]"], ["b", "["]], true), { a: "[1]", b: "[" });
+  assert.deepEqual([durationOf(""), durationOf("60"), secondsOf("1800s"), secondsOf(null)], [null, "60s", "1800", ""]);
+}
+
+/** The problems of a definition stand at their fields. */
+function problemsOfFields({ ApiError, problemsOf, problemAt, otherProblems }) {
+  const several = new ApiError(400, "INVALID_ARGUMENT", "cluster: image: must be an image; cpu: is missing; x: 1; LD_PRELOAD: is reserved", null, { field: "cluster", fields: "image\ncpu\nLD_PRELOAD" });
+  const problems = problemsOf(several);
+  assert.deepEqual([...problems], [["image", "must be an image"], ["cpu", "is missing; x: 1"], ["LD_PRELOAD", "is reserved"]]);
+  assert.equal(problemAt(problems, "image"), "must be an image");
+  assert.equal(problemAt(problems, "memory"), undefined);
+  assert.equal(otherProblems(problems, ["image", "cpu"]), "LD_PRELOAD: is reserved");
+  const nested = problemsOf(new ApiError(400, "INVALID_ARGUMENT", "provider.static.endpoints[0].address: must be text", null, { field: "provider.static.endpoints[0].address" }));
+  assert.equal(problemAt(nested, "endpoints"), "provider.static.endpoints[0].address: must be text");
+  assert.equal(otherProblems(nested, ["provider"]), undefined);
+  assert.deepEqual([...problemsOf(new Error("no field"))], []);
+}
+
+/** A form without changes is no change, whatever the cluster has. */
+function clusterThereAndBack({ clusterDefinition, clusterValues, mergePatch }) {
+  const common = { name: "lab", status: "active", engine: "sail", engine_version: "", client_versions: [], granted_orgs: ["a"], idle_policy: "keep", idle_timeout: "600s", close_after_idle: null, max_lifetime: null, provisioning_deadline: null, managed_by_config: false, version: 3, wake: "restore", profiles: [] };
+  const providers = [
+    { static: { endpoints: [{ address: "a:1", tls_server_name: "", token_env: "" }], allow_shared_untrusted: true } },
+    { process: { program: "/x", java_home: "", properties: { A: "1" }, python: "", driver_memory: "" } },
+    { kubernetes: { namespace: "n", image: "i", cpu: "2", memory: "", command: ["x"], properties: {}, warm_pods: 2, workers: null, warm_pools: [{ catalog: "" }], profiles: {} } },
+  ];
+  for (const provider of providers) {
+    const values = clusterValues({ ...common, provider });
+    const definition = clusterDefinition(values);
+    assert.deepEqual(mergePatch(definition, clusterDefinition(structuredClone(values))), {});
+    const [kind] = Object.keys(provider);
+    const [was, is] = [provider[kind], definition.provider[kind]];
+    for (const [name, value] of Object.entries(is)) assert.deepEqual(value, was[name] ?? "", `${kind} ${name}`);
+    assert.equal(definition.idle_timeout, "600s");
+    assert.ok(!("warm_pools" in is));
+  }
+  assert.throws(() => clusterDefinition({ ...clusterValues({ ...common, provider: providers[2] }), more: "[1]" }), /object/);
+}
+
+function sumsOfPages({ sums }) {
+  const row = (owner, rpcs, warm) => ({ owner, cluster: "c", sessions: 2, live_sessions: 1, usage: { rpcs, bytes_in: 1, bytes_out: 2, open_stream_seconds: 0, warm_seconds: warm } });
+  const all = sums([row("a", 1, 5), row("b", 2, 9), row("a", 3, 7)], (each) => each.owner);
+  assert.deepEqual(all.map((sum) => [sum.name, sum.sessions, sum.live, sum.calls, sum.computeSeconds]), [["a", 4, 2, 4, 12], ["b", 2, 1, 2, 9]]);
 }
 
 /** Events arrive whole, wherever the network cuts them. */

@@ -10,9 +10,11 @@ import { fileURLToPath } from "node:url";
 export const repo = fileURLToPath(new URL("../../..", import.meta.url));
 export const home = process.env.BERTH_HOME ?? join(repo, ".berth");
 export const python = join(home, "venv-sail/bin/python");
-const programs = process.env.PROGRAMS ?? join(process.env.CARGO_TARGET_DIR ?? join(repo, "target"), "debug");
+export const programs = process.env.PROGRAMS ?? join(process.env.CARGO_TARGET_DIR ?? join(repo, "target"), "debug");
 const START_LIMIT_MS = 240_000;
 const STOP_LIMIT_MS = 30_000;
+const PROGRAM_LIMIT_MS = 180_000;
+const PROVIDER_LIMIT_MS = 60_000;
 /** What the engine of the cluster `broken` prints before it ends; it must stay text. */
 export const HOSTILE_LOG = "<img src=x onerror=window.injected=1> cannot allocate memory";
 
@@ -20,11 +22,12 @@ export const HOSTILE_LOG = "<img src=x onerror=window.injected=1> cannot allocat
 export async function startStack() {
   const state = mkdtempSync(join(tmpdir(), "berth-browser-"));
   const colleague = JSON.parse(execFileSync(join(programs, "berth"), ["--output", "json", "keys", "service-account"], { encoding: "utf8" }));
+  const provider = await startProvider();
   const more = join(state, "more.toml");
   const engine = join(state, "broken-engine");
   // 127 is a permanent failure: the start is not tried again.
   writeFileSync(engine, `#!/bin/sh\necho '${HOSTILE_LOG}' >&2\nexit 127\n`, { mode: 0o755 });
-  writeFileSync(more, moreConfig(engine, colleague));
+  writeFileSync(more, moreConfig(engine, colleague, provider.issuer));
   const offset = await freeOffset();
   const args = ["run", "--state", state, "--port-offset", String(offset), "--more", more];
   const child = spawn(join(programs, "berth-dev"), args, { stdio: ["ignore", "pipe", "pipe"], env: { ...process.env, BERTH_HOME: home } });
@@ -33,15 +36,23 @@ export async function startStack() {
     const address = /http:\/\/localhost:\d+$/m.exec(said)?.[0];
     if (!address) throw new Error(`berth-dev printed no address of the console:\n${said}`);
     const key = JSON.parse(readFileSync(join(state, "account.json"), "utf8")).key;
-    return { address: `${address}/`, key, colleague: colleague.key, state, offset, stop: () => stop(child, state) };
+    return { address: `${address}/`, key, colleague: colleague.key, provider, state, offset, stop: () => stop(child, state, provider) };
   } catch (error) {
-    await stop(child, state);
+    await stop(child, state, provider);
     throw error;
   }
 }
 
-function moreConfig(engine, colleague) {
+function moreConfig(engine, colleague, issuer) {
   return `
+[[oidc]]
+alias = "corp"
+issuer = "${issuer}"
+audiences = ["console"]
+orgs = ["local"]
+org_claim = "org"
+roles_claim = "roles"
+
 [[clusters]]
 name = "broken"
 engine = "sail"
@@ -76,8 +87,9 @@ function serving(child) {
   });
 }
 
-async function stop(child, state) {
+async function stop(child, state, provider) {
   await stopProcess(child);
+  await provider.stop();
   rmSync(state, { recursive: true, force: true });
 }
 
@@ -99,13 +111,42 @@ function isFree(port) {
   });
 }
 
-/** A second console of the same stack, below a path prefix; its cookies are valid while it runs. */
-export async function startPrefixed(stack, prefix, port) {
+/** An OpenID provider that accepts everybody; `callback` is where it sends people back to. */
+async function startProvider() {
+  const [port, console] = [await freePort(), await freePort()];
+  const child = spawn(process.execPath, [join(home, "oidc/provider.mjs"), String(port), `http://localhost:${console}/auth/callback`], { stdio: "ignore" });
+  const issuer = `http://127.0.0.1:${port}`;
+  const until = Date.now() + PROVIDER_LIMIT_MS;
+  while (!(await fetch(`${issuer}/.well-known/openid-configuration`).then((reply) => reply.ok, () => false))) {
+    if (child.exitCode !== null || Date.now() > until) throw new Error("the OpenID provider did not start: run deploy/local/setup.sh browser");
+    await new Promise((resolve) => setTimeout(resolve, 100));
+  }
+  return { issuer, console, stop: () => stopProcess(child) };
+}
+
+/** A console of the same stack at which people sign in with the provider. */
+export function startWithProvider(stack) {
+  const secret = join(stack.state, "client-secret");
+  writeFileSync(secret, "console-secret", { mode: 0o600 });
+  const provider = `
+[[sign_in.providers]]
+id = "corp"
+label = "Sign in with Example"
+issuer = "${stack.provider.issuer}"
+client_id = "console"
+client_secret_file = "${secret}"
+`;
+  const keys = join(stack.state, "cookie-keys");
+  return startPrefixed(stack, "", stack.provider.console, `sign_in.keys_dir = "${keys}"`, provider);
+}
+
+/** A second console of the same stack, below a path prefix; its cookies are valid while it runs. `keys` and `tables` are more configuration. */
+export async function startPrefixed(stack, prefix, port, keys = "", tables = "") {
   const at = port ?? (await freePort());
   const address = `http://localhost:${at}${prefix}/`;
-  const file = join(stack.state, "prefixed.toml");
+  const file = join(stack.state, `console-${at}.toml`);
   const config = readFileSync(join(stack.state, "console.toml"), "utf8");
-  writeFileSync(file, prefixedConfig(config, at, await freePort(), address), { mode: 0o600 });
+  writeFileSync(file, [keys, prefixedConfig(config, at, await freePort(), address), tables].join("\n"), { mode: 0o600 });
   const child = spawn(join(programs, "console"), ["--config", file], { stdio: ["ignore", "pipe", "pipe"] });
   let log = "";
   child.stdout.on("data", (data) => (log += data));
@@ -159,21 +200,30 @@ export async function rest(stack, key, method, path, body) {
 }
 
 /** Runs a Python program in the environment of PySpark; returns its output. */
-export function runPython(program, limitMs = 120_000) {
+export function runPython(program, limitMs = PROGRAM_LIMIT_MS) {
   const dir = mkdtempSync(join(tmpdir(), "berth-python-"));
   const file = join(dir, "program.py");
   writeFileSync(file, program, { mode: 0o600 });
   const child = spawn(python, [file], { stdio: ["ignore", "pipe", "pipe"] });
+  const ended = endOf(child, limitMs).finally(() => rmSync(dir, { recursive: true, force: true }));
+  return { ended, kill: () => child.kill("SIGKILL") };
+}
+
+/** Runs a program to its end; returns its code and output. */
+export function run(program, args, options = {}, limitMs = PROGRAM_LIMIT_MS) {
+  return endOf(spawn(program, args, { stdio: ["ignore", "pipe", "pipe"], ...options }), limitMs);
+}
+
+function endOf(child, limitMs) {
   let output = "";
   child.stdout.on("data", (data) => (output += data));
   child.stderr.on("data", (data) => (output += data));
   const limit = setTimeout(() => child.kill("SIGKILL"), limitMs);
-  const ended = new Promise((resolve) => {
-    child.once("exit", (code) => {
+  return new Promise((resolve, reject) => {
+    child.once("error", reject);
+    child.once("close", (code) => {
       clearTimeout(limit);
-      rmSync(dir, { recursive: true, force: true });
       resolve({ code, output });
     });
   });
-  return { ended, kill: () => child.kill("SIGKILL") };
 }

@@ -2,7 +2,8 @@
 // credentials, whose access tokens are JWTs, and with the code flow for the
 // console. `node provider.mjs PORT [REDIRECT_URI]`.
 //
-// At the sign-in everybody is let in, as the person that `login_hint` names.
+// At the sign-in everybody is let in, as the person that `login_hint` names; without it,
+// a page asks for the name.
 //
 // Each client's tokens carry the claims of its entry below. POST /test/rotate
 // signs with a new key from then on; the earlier one stays published.
@@ -21,6 +22,9 @@ const claims = {
   olga: { org: 'acme', roles: ['member', 'org-admin', 'platform-admin'] },
   mallory: { org: 'umbrella', roles: ['org-admin'] },
   etl: {},
+  // People of the installation that the browser tests use.
+  mia: { org: 'local', roles: ['member'] },
+  lena: { org: 'local', roles: ['member', 'org-admin', 'platform-admin'] },
   // A member of very many groups: some 34 KiB, and more than is accepted.
   gina: { org: 'acme', roles: ['member'], groups: groupIds(630) },
   hugo: { org: 'acme', roles: ['member'], groups: groupIds(1100) },
@@ -95,11 +99,26 @@ function consoles(alg) {
   }];
 }
 
+const FORM = '<!doctype html><title>Provider</title><form method="post"><label>Name <input name="name"></label><button>Continue</button></form>';
+
+// The name in the form that a person sent.
+async function nameIn(request) {
+  if (request.method !== 'POST') return '';
+  let body = '';
+  for await (const part of request) body += part;
+  return new URLSearchParams(body).get('name') ?? '';
+}
+
 // Signs the person in and grants what the client asks for.
 async function letIn(provider, request, response) {
   const { params, prompt, session } = await provider.interactionDetails(request, response);
   if (prompt.name === 'login') {
-    await provider.interactionFinished(request, response, { login: { accountId: params.login_hint } });
+    const accountId = params.login_hint ?? await nameIn(request);
+    if (!accountId) {
+      response.writeHead(200, { 'content-type': 'text/html' }).end(FORM);
+      return;
+    }
+    await provider.interactionFinished(request, response, { login: { accountId } });
     return;
   }
   const grant = new provider.Grant({ accountId: session.accountId, clientId: params.client_id });

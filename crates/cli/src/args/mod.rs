@@ -2,11 +2,13 @@
 //! (`berth create`, `berth tokens` …) still work and are hidden in the help.
 
 mod admin;
+mod audit;
 mod keys;
 mod local;
 mod session;
 
 pub(crate) use admin::{CatalogCommand, ClusterCommand, LimitArgs, OrgCommand, PrincipalCommand, Who};
+pub(crate) use audit::{Audit, Moment, Usage};
 pub(crate) use keys::{KeySecret, Keys};
 pub(crate) use local::{
     CompletionShell, ContextCommand, ContextSet, Doctor, Env, Login, OidcArgs, Shell, UnsetField,
@@ -46,6 +48,11 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: Option<OrgCommand>,
     },
+    /// Show the audit trail: who did what (org admins, platform admins).
+    #[command(after_help = AUDIT_EXAMPLES)]
+    Audit(Audit),
+    /// Sum what sessions used, by owner and cluster.
+    Usage(Usage),
     /// Print the environment variables with which a Spark client connects.
     Env(Env),
     /// Open the console in a browser, at a session if one is given.
@@ -82,6 +89,11 @@ pub(crate) enum Command {
     #[command(flatten)]
     FlatPrincipal(PrincipalCommand),
 }
+
+const AUDIT_EXAMPLES: &str = "Examples:
+  berth audit --since 24h --action token.issued --action token.revoked
+  berth audit --principal 'sa|etl' --output json
+  berth audit --session s-01… --limit 1000";
 
 const COMPLETION_EXAMPLES: &str = "Examples:
   berth completion bash > ~/.local/share/bash-completion/completions/berth

@@ -1,5 +1,6 @@
 //! One function per command, by noun.
 
+mod audit;
 mod catalogs;
 mod clusters;
 mod completion;
@@ -61,6 +62,8 @@ pub(crate) async fn run(cli: Cli, given: &Given) -> Result<()> {
         }
         Command::Org { command } => orgs::run(&target, output, command.unwrap_or(OrgCommand::List)).await,
         Command::FlatPrincipal(command) => orgs::principal(&target, output, command).await,
+        Command::Audit(args) => audit::audit(&target, output, args).await,
+        Command::Usage(args) => audit::usage(&target, output, args).await,
         Command::Env(env) => environment::print(&target, output, env).await,
         Command::Open { session } => environment::open(&target, output, session).await,
         Command::Logout => identity::logout(&target, output).await,

@@ -2,9 +2,11 @@
 //! against peers that are broken on purpose.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod audit;
 mod completion;
 mod contexts;
 mod doctor;
+mod labels;
 mod login;
 mod sessions;
 mod support;

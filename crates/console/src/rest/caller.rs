@@ -10,6 +10,7 @@ use axum::extract::FromRequestParts;
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use service_kit::telemetry;
+use session_proto::v1::audit_service_client::AuditServiceClient;
 use session_proto::v1::catalog_service_client::CatalogServiceClient;
 use session_proto::v1::cluster_service_client::ClusterServiceClient;
 use session_proto::v1::org_service_client::OrgServiceClient;
@@ -146,6 +147,10 @@ impl Caller {
 
     pub(crate) fn orgs(&self) -> OrgServiceClient<Service> {
         OrgServiceClient::new(self.service(&self.channels.manager)).max_decoding_message_size(MAX_REPLY)
+    }
+
+    pub(crate) fn audit(&self) -> AuditServiceClient<Service> {
+        AuditServiceClient::new(self.service(&self.channels.manager)).max_decoding_message_size(MAX_REPLY)
     }
 
     pub(crate) fn tokens(&self) -> TokenServiceClient<Service> {

@@ -3,6 +3,7 @@
 //! [`caller`] has the credential and the clients, [`body`], [`query`] and
 //! [`headers`] read requests, one file a resource answers them, [`openapi`] and [`schema`] describe all of it.
 
+mod audit;
 mod body;
 pub(crate) mod caller;
 mod catalogs;
@@ -90,6 +91,8 @@ pub(super) fn routes() -> (Router<AppState>, Paths) {
         routes!(orgs::enable_org),
         routes!(orgs::disable_org),
         routes!(orgs::disable_principal),
+        routes!(audit::list_audit_records),
+        routes!(audit::list_usage),
     ];
     let mut described = Paths::new();
     let router = all

@@ -4,7 +4,7 @@
 use crate::problem::Problem;
 use axum::extract::{FromRequestParts, Query as Pairs};
 use http::request::Parts;
-use prost_types::Duration;
+use prost_types::{Duration, Timestamp};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -108,6 +108,28 @@ impl Query {
             proto_json::parse_duration(text).ok_or_else(|| Problem::field(name, problem))
         };
         self.single(name)?.map(parse).transpose()
+    }
+
+    /// A time like `2026-12-31T18:00:00Z`.
+    ///
+    /// # Errors
+    /// If it has another form.
+    pub(crate) fn time(&self, name: &str) -> Result<Option<Timestamp>, Problem> {
+        let parse = |text| {
+            let problem = "must be a time like 2026-12-31T18:00:00Z";
+            proto_json::parse_timestamp(text).ok_or_else(|| Problem::field(name, problem))
+        };
+        self.single(name)?.map(parse).transpose()
+    }
+
+    /// Texts: repeated, or separated by commas.
+    pub(crate) fn texts(&self, name: &str) -> Vec<String> {
+        let values = self.pairs.iter().filter(|(known, _)| known == name);
+        let values = values.flat_map(|(_, value)| value.split(','));
+        values
+            .filter(|value| !value.is_empty())
+            .map(str::to_owned)
+            .collect()
     }
 
     /// Enum values by their short names: repeated, or separated by commas.

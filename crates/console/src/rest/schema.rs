@@ -51,6 +51,7 @@ named!(
     IssueSessionTokenResponse,
     KeepSessionAliveBody,
     LimitsBody,
+    ListAuditRecordsResponse,
     ListCatalogsResponse,
     ListClustersResponse,
     ListOperationsResponse,
@@ -58,6 +59,8 @@ named!(
     ListSessionEventsResponse,
     ListSessionTokensResponse,
     ListSessionsResponse,
+    ListUsageResponse,
+    Moment,
     Org,
     OrgBody,
     RevokeAllSessionTokensResponse,
@@ -173,6 +176,10 @@ pub(super) fn all() -> Map<String, Value> {
     schemas.insert(
         "Seconds".to_owned(),
         json!({"type": "string", "pattern": DURATION_PATTERN}),
+    );
+    schemas.insert(
+        "Moment".to_owned(),
+        json!({"type": "string", "format": "date-time"}),
     );
     schemas.insert("Wait".to_owned(), json!({"type": "string", "enum": ["active"]}));
     schemas.insert(

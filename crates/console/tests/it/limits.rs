@@ -1,6 +1,6 @@
 //! Oversized and slow requests, and many watchers.
 
-use crate::support::{LIMIT, Stack};
+use crate::support::{LIMIT, Stack, eventually};
 use crate::watch::Events;
 use http::StatusCode;
 use serde_json::json;
@@ -106,6 +106,61 @@ async fn a_thousand_watchers_leave_room_for_others() {
     assert!(began.elapsed() < Duration::from_secs(5));
     let events = Events::open(&stack, "eve", &format!("?session_id={id}"), "").await;
     assert!(events.head.starts_with("HTTP/1.1 200"));
+}
+
+/// 1000 watches are open at once; each further one is told so.
+#[tokio::test]
+async fn a_thousand_watchers_are_open_at_once() {
+    const ACCOUNTS: usize = 60;
+    const EACH: usize = 18;
+    let stack = Stack::start_with_crowd(
+        ACCOUNTS,
+        "limits.streams = 1000\nlimits.streams_per_address = 0\nlimits.connections_per_address = 0\n\
+         limits.requests_per_second_per_address = 0\nlimits.requests_at_once_per_address = 0\n",
+    )
+    .await;
+    let mut open = Vec::new();
+    let mut rejected = 0;
+    for round in 0..EACH {
+        let watches = (0..ACCOUNTS).map(async |number| {
+            let name = format!("w{number}");
+            (number, Events::open(&stack, &name, "", "").await)
+        });
+        for (number, events) in futures::future::join_all(watches).await {
+            if events.head.starts_with("HTTP/1.1 200") {
+                open.push((number, events));
+            } else {
+                assert!(events.head.starts_with("HTTP/1.1 429"), "{}", events.head);
+                assert!(events.head.contains("retry-after: 1"), "{}", events.head);
+                rejected += 1;
+            }
+        }
+        assert_eq!(open.len() + rejected, (round + 1) * ACCOUNTS);
+    }
+    assert_eq!((open.len(), rejected), (1000, ACCOUNTS * EACH - 1000));
+
+    // Each of them receives what its caller may see, and the others go on.
+    let began = Instant::now();
+    let id = stack.session("w0").await;
+    let mut received = 0;
+    for (_, events) in open.iter_mut().filter(|(number, _)| *number == 0) {
+        assert_eq!(events.next().await.unwrap().name, "reset");
+        assert_eq!(events.next().await.unwrap().data["session"]["id"], id.as_str());
+        received += 1;
+    }
+    assert!(received > EACH / 2, "{received}");
+    assert_eq!(stack.get("eve", "/sessions").await.status, StatusCode::OK);
+    println!(
+        "{received} watchers of 1000 had the new session after {:?}",
+        began.elapsed()
+    );
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    drop(open);
+    eventually("the places are free", async || {
+        let events = Events::open(&stack, "ada", "", "").await;
+        events.head.starts_with("HTTP/1.1 200")
+    })
+    .await;
 }
 
 #[tokio::test]

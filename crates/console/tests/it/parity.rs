@@ -31,12 +31,14 @@ enum Request {
     DeleteCatalog(String),
     DescribeOrg(&'static str),
     CreateOrg(String),
+    Audit(&'static str),
+    Usage(&'static str),
 }
 
 fn random(random: &mut StdRng) -> Request {
     let place = random.random_range(0..12);
     let text = |random: &mut StdRng, prefix: &str| format!("{prefix}{}", random.random_range(0..4));
-    match random.random_range(0..14) {
+    match random.random_range(0..16) {
         0..=2 => Request::Create {
             name: text(random, "n"),
             label: text(random, ""),
@@ -52,6 +54,8 @@ fn random(random: &mut StdRng) -> Request {
         10 => Request::CreateCatalog(text(random, "lake")),
         11 => Request::DeleteCatalog(text(random, "lake")),
         12 => Request::DescribeOrg(["acme", "umbrella", "newco"][random.random_range(0..3)]),
+        13 => Request::Audit(["", "acme", "umbrella"][random.random_range(0..3)]),
+        14 => Request::Usage(["", "acme", "umbrella"][random.random_range(0..3)]),
         _ => Request::CreateOrg(text(random, "org")),
     }
 }
@@ -117,9 +121,31 @@ async fn over_rest(stack: &Stack, who: &str, ids: &mut Vec<String>, request: &Re
         Request::DeleteCatalog(name) => (Method::DELETE, format!("/catalogs/{name}"), None),
         Request::DescribeOrg(name) => (Method::GET, format!("/orgs/{name}"), None),
         Request::CreateOrg(name) => (Method::POST, "/orgs".to_owned(), Some(json!({"name": name}))),
+        Request::Audit(org) => (Method::GET, format!("/audit?page_size=1000&org={org}"), None),
+        Request::Usage(org) => (Method::GET, format!("/usage?org={org}"), None),
     };
     let answer = stack.ask(who, method, &path, body).await;
-    outcome(answer.status, answer.json)
+    let json = match request {
+        Request::Audit(_) => actions(&answer.json),
+        _ => answer.json,
+    };
+    outcome(answer.status, json)
+}
+
+/// What principals did, by an answer with audit records. Those of Berth itself and of
+/// rejected calls are written at another time than the call.
+fn actions(answer: &Value) -> Value {
+    let records = answer["records"].as_array().into_iter().flatten();
+    let done = records.filter(|record| record["outcome"] == "done" && record["actor"] != "system");
+    done.map(|record| {
+        json!([
+            record["action"],
+            record["actor"],
+            record["object"],
+            record["address"]
+        ])
+    })
+    .collect()
 }
 
 fn outcome(status: StatusCode, json: Value) -> Outcome {
@@ -243,6 +269,22 @@ async fn over_grpc(stack: &Stack, who: &str, ids: &mut Vec<String>, request: &Re
             };
             let deleted = json_of(stack.catalogs(who).delete_catalog(request).await, "");
             deleted.map(|_| Value::Null)
+        }
+        Request::Audit(org) => {
+            let request = v1::ListAuditRecordsRequest {
+                org: (*org).to_owned(),
+                page_size: 1000,
+                ..v1::ListAuditRecordsRequest::default()
+            };
+            let listed = json_of(stack.audit(who).list_audit_records(request).await, "");
+            listed.map(|answer| actions(&answer))
+        }
+        Request::Usage(org) => {
+            let request = v1::ListUsageRequest {
+                org: (*org).to_owned(),
+                ..v1::ListUsageRequest::default()
+            };
+            json_of(stack.audit(who).list_usage(request).await, "")
         }
         Request::DescribeOrg(name) => {
             let request = v1::DescribeOrgRequest {

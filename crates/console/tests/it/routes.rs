@@ -372,6 +372,75 @@ async fn organizations_and_principals_are_limited_and_disabled() {
 }
 
 #[tokio::test]
+async fn the_audit_trail_and_usage_are_read_by_role() {
+    let stack = Stack::start().await;
+    let session = stack.session("ada").await;
+    stack.session("eve").await;
+    let own = stack
+        .get("olga", "/audit?page_size=1&actions=session.created,org.created")
+        .await;
+    assert_eq!(own.status, StatusCode::OK, "{own:?}");
+    let record = &own.json["records"][0];
+    assert_eq!(
+        (
+            &record["session_id"],
+            &record["actor"],
+            &record["to"],
+            &record["from"]
+        ),
+        (
+            &json!(session),
+            &json!("sa|ada"),
+            &json!("pending"),
+            &json!("unspecified")
+        )
+    );
+    let token = own.text("next_page_token");
+    let at = record["at"].as_str().unwrap().to_owned();
+    let older = stack
+        .get("olga", &format!("/audit?until={at}&page_token={token}"))
+        .await;
+    assert_eq!(older.json, json!({"records": [], "next_page_token": ""}));
+    let all = stack
+        .get("pat", "/audit?actions=session.created&actions=token.issued")
+        .await;
+    assert_eq!(all.json["records"].as_array().unwrap().len(), 2);
+    for (who, query, status) in [
+        ("ada", "", StatusCode::FORBIDDEN),
+        ("olga", "?org=umbrella", StatusCode::FORBIDDEN),
+        ("olga", "?actions=session.gone", StatusCode::BAD_REQUEST),
+        ("olga", "?since=yesterday", StatusCode::BAD_REQUEST),
+    ] {
+        let refused = stack.get(who, &format!("/audit{query}")).await;
+        assert_eq!(refused.status, status, "{who} {query} {refused:?}");
+    }
+    let since = stack.get("olga", "/audit?since=yesterday").await;
+    assert_eq!(since.field(), "since");
+    let action = stack.get("olga", "/audit?actions=session.gone").await;
+    assert_eq!(action.field(), "actions");
+
+    let usage = stack.get("olga", "/usage").await;
+    let row = &usage.json["rows"][0];
+    assert_eq!(
+        (
+            &row["owner"],
+            &row["cluster"],
+            &row["sessions"],
+            &row["live_sessions"]
+        ),
+        (&json!("sa|ada"), &json!("c"), &json!(1), &json!(1)),
+        "{usage:?}"
+    );
+    assert_eq!(row["usage"]["rpcs"], 0);
+    let theirs = stack
+        .get("pat", "/usage?org=umbrella&owner=sa%7Ceve&cluster=c")
+        .await;
+    assert_eq!(theirs.json["rows"].as_array().unwrap().len(), 1);
+    let foreign = stack.get("eve", "/usage?org=acme").await;
+    assert_eq!(foreign.status, StatusCode::FORBIDDEN);
+}
+
+#[tokio::test]
 async fn paths_methods_and_types_that_do_not_exist_are_problems() {
     let stack = Stack::start().await;
     for path in [

@@ -14,6 +14,7 @@ use service_kit::caller::{NewKey, generate_key};
 use service_kit::config::{Sources, load};
 use service_kit::shutdown::Shutdown;
 use session_core::{Engine, Route, SessionKey, SystemClock};
+use session_proto::v1::audit_service_client::AuditServiceClient;
 use session_proto::v1::catalog_service_client::CatalogServiceClient;
 use session_proto::v1::cluster_service_client::ClusterServiceClient;
 use session_proto::v1::org_service_client::OrgServiceClient;
@@ -51,7 +52,7 @@ pub(crate) struct Stack {
     pub(crate) admin: SocketAddr,
     manager: Channel,
     issuer: Channel,
-    keys: BTreeMap<&'static str, NewKey>,
+    keys: BTreeMap<String, NewKey>,
     http: Client<HttpConnector, Full<Bytes>>,
     running: Vec<Shutdown>,
     /// Ends of console and of session-manager.
@@ -127,15 +128,36 @@ impl Stack {
 
     /// With more configuration of the console.
     pub(crate) async fn start_with(more: &str) -> Self {
+        Self::start_with_crowd(0, more).await
+    }
+
+    /// The same, with so many more accounts: `w0`, `w1` … are members of the
+    /// organizations `crowd0` to `crowd2`.
+    pub(crate) async fn start_with_crowd(crowd: usize, more: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let signing = dir.path().join("signing.pem");
         std::fs::write(&signing, generate_key_pem().unwrap()).unwrap();
-        let keys: BTreeMap<_, _> = ACCOUNTS
+        let known = ACCOUNTS
             .iter()
-            .map(|(name, ..)| (*name, generate_key()))
+            .map(|(name, org, roles)| ((*name).to_owned(), (*org).to_owned(), *roles));
+        let more_accounts = (0..crowd).map(|number| {
+            (
+                format!("w{number}"),
+                format!("crowd{}", number % 3),
+                r#"["member"]"#,
+            )
+        });
+        let accounts: Vec<Account> = known
+            .chain(more_accounts)
+            .map(|(name, org, roles)| Account {
+                name,
+                org,
+                roles,
+                key: generate_key(),
+            })
             .collect();
         let sim = SimCompute::new();
-        let (manager, manager_end, public, internal) = start_manager(dir.path(), &keys, &sim).await;
+        let (manager, manager_end, public, internal) = start_manager(dir.path(), &accounts, &sim).await;
         let text = format!(
             "listen.grpc.address = \"127.0.0.1:0\"\nlisten.jwks.address = \"127.0.0.1:0\"\n\
              admin.address = \"127.0.0.1:0\"\nkeys.signing = \"{}\"\n\
@@ -167,7 +189,10 @@ impl Stack {
             admin,
             manager: channel(public),
             issuer: channel(grpc),
-            keys,
+            keys: accounts
+                .into_iter()
+                .map(|account| (account.name, account.key))
+                .collect(),
             http: Client::builder(TokioExecutor::new()).build_http(),
             running: vec![shutdown, manager, issuer],
             ends: [console_end, manager_end].map(|end| Mutex::new(Some(end))),
@@ -327,14 +352,26 @@ impl Stack {
         OrgServiceClient::new(self.with(&self.manager, who))
     }
 
+    pub(crate) fn audit(&self, who: &str) -> AuditServiceClient<Service> {
+        AuditServiceClient::new(self.with(&self.manager, who))
+    }
+
     pub(crate) fn tokens(&self, who: &str) -> TokenServiceClient<Service> {
         TokenServiceClient::new(self.with(&self.issuer, who))
     }
 }
 
+/// A service account.
+struct Account {
+    name: String,
+    org: String,
+    roles: &'static str,
+    key: NewKey,
+}
+
 async fn start_manager(
     dir: &Path,
-    keys: &BTreeMap<&'static str, NewKey>,
+    accounts: &[Account],
     sim: &SimCompute,
 ) -> (Shutdown, JoinHandle<anyhow::Result<()>>, SocketAddr, SocketAddr) {
     let jwks = dir.join("jwks.json");
@@ -353,10 +390,16 @@ async fn start_manager(
         jwks.display(),
         dir.display()
     );
-    for (name, org, roles) in ACCOUNTS {
+    for Account {
+        name,
+        org,
+        roles,
+        key,
+    } in accounts
+    {
         text += &format!(
             "[[service_accounts]]\nname = \"{name}\"\norg = \"{org}\"\nroles = {roles}\nkey_sha256 = \"{}\"\n",
-            keys[name].sha256
+            key.sha256
         );
     }
     let config = read::<session_manager::Config>(dir, "manager.toml", &text);

@@ -16,9 +16,9 @@ pub(crate) struct Events {
 /// One event.
 #[derive(Debug, Clone)]
 pub(crate) struct Event {
-    name: String,
+    pub(crate) name: String,
     id: String,
-    data: Value,
+    pub(crate) data: Value,
 }
 
 impl Events {

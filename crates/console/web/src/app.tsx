@@ -16,6 +16,8 @@ import { ClusterPage } from "./admin/cluster.tsx";
 import { CatalogsPage } from "./admin/catalogs.tsx";
 import { CatalogPage } from "./admin/catalog.tsx";
 import { OrganizationPage } from "./admin/organization.tsx";
+import { EditClusterPage, NewClusterPage } from "./forms/cluster_form.tsx";
+import { EditCatalogPage, NewCatalogPage } from "./forms/catalog_form.tsx";
 import { UsagePage } from "./admin/usage.tsx";
 import { AuditPage } from "./admin/audit.tsx";
 
@@ -92,7 +94,7 @@ function partsOf(path: string): string[] {
 }
 
 function Page(props: { place: Place }) {
-  const [section, name, more] = partsOf(props.place.path);
+  const [section, name, more, rest] = partsOf(props.place.path);
   if (more === undefined) {
     if (section === "sessions") {
       if (name === undefined) return <SessionsPage />;
@@ -103,6 +105,12 @@ function Page(props: { place: Place }) {
     if (section === "organization") return <OrganizationPage name={name} />;
     if (section === "usage" && name === undefined) return <UsagePage />;
     if (section === "audit" && name === undefined && isOrgAdmin()) return <AuditPage />;
+    if (section === "new-cluster" && name === undefined) return <NewClusterPage />;
+    if (section === "new-catalog" && name === undefined) return <NewCatalogPage />;
+  }
+  if (more === "edit" && rest === undefined && name !== undefined) {
+    if (section === "clusters") return <EditClusterPage name={name} />;
+    if (section === "catalogs") return <EditCatalogPage name={name} />;
   }
   if (section === "" || section === "sign-in") return null;
   return (

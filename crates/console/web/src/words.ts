@@ -48,6 +48,36 @@ const REASONS: Record<string, string> = {
   OWNER_DISABLED: "The owner was disabled",
 };
 
+/** Actions of the audit trail, in the words of people. */
+export const ACTIONS: Record<string, string> = {
+  "session.created": "Session created",
+  "session.changed": "Session changed",
+  "token.issued": "Token issued",
+  "token.first-used": "Token used for the first time",
+  "token.revoked": "Token revoked",
+  "tokens.revoked": "All tokens revoked",
+  "operations.interrupted": "Operations interrupted",
+  "cluster.created": "Cluster created",
+  "cluster.updated": "Cluster changed",
+  "cluster.drained": "Cluster drained",
+  "cluster.deleted": "Cluster deleted",
+  "catalog.created": "Catalog created",
+  "catalog.updated": "Catalog changed",
+  "catalog.deleted": "Catalog deleted",
+  "catalog.tested": "Catalog tested",
+  "org.created": "Organization created",
+  "org.updated": "Organization changed",
+  "org.disabled": "Organization disabled",
+  "org.enabled": "Organization enabled",
+  "principal.disabled": "Principal disabled",
+  "principal.enabled": "Principal enabled",
+  "caller.refused": "Sign-in not accepted",
+};
+
+export function actionName(action: string): string {
+  return ACTIONS[action] ?? action;
+}
+
 export function phaseName(phase: string): string {
   return PHASES[phase] ?? phase;
 }

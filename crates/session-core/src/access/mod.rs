@@ -78,6 +78,18 @@ pub fn disable_principals(who: &Principal, org: &OrgId) -> bool {
     who.has(Role::PlatformAdmin) || (who.org == *org && who.has(Role::OrgAdmin))
 }
 
+/// Whether `who` may read the audit trail of `org`; that of all organizations, and
+/// the records without one, if `None`.
+pub fn read_audit(who: &Principal, org: Option<&OrgId>) -> bool {
+    who.has(Role::PlatformAdmin) || (org == Some(&who.org) && who.has(Role::OrgAdmin))
+}
+
+/// Whether `who` may see the sums of the use of `org`: of the sessions that `who`
+/// may see there, or of all for a platform admin.
+pub fn read_usage(who: &Principal, org: &OrgId) -> bool {
+    who.org == *org || who.has(Role::PlatformAdmin)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

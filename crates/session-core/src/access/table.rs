@@ -29,6 +29,8 @@ pub enum Rule {
     WritePlatform,
     /// Platform admins, and org admins in their own organization.
     DisablePrincipals,
+    /// Platform admins, and org admins for their own organization.
+    ReadAudit,
     /// One of Berth's own services, with a session token where the call
     /// concerns a session.
     Service,
@@ -45,7 +47,9 @@ impl Rule {
             Self::CreateSessions => create_sessions(who),
             Self::WriteCatalogs => write_catalogs(who, &who.org),
             Self::WritePlatform => write_platform(who),
-            Self::DisablePrincipals => who.has(Role::OrgAdmin) || who.has(Role::PlatformAdmin),
+            Self::DisablePrincipals | Self::ReadAudit => {
+                who.has(Role::OrgAdmin) || who.has(Role::PlatformAdmin)
+            }
             Self::AnyCaller
             | Self::OnSession(_)
             | Self::UseCluster
@@ -135,6 +139,10 @@ table! {
         DisableOrg => WritePlatform,
         DisablePrincipal => DisablePrincipals,
     }
+    "berth.v1.AuditService" {
+        ListAuditRecords => ReadAudit,
+        ListUsage => SeeOrg,
+    }
     "berth.v1.TokenService" {
         IssueSessionToken => OnSession(Connect),
         ListSessionTokens => OnSession(Connect),
@@ -189,6 +197,7 @@ pub fn call_on_session(who: &Principal, rpc: Rpc, session: &Session) -> bool {
         | Rule::WriteCatalogs
         | Rule::WritePlatform
         | Rule::DisablePrincipals
+        | Rule::ReadAudit
         | Rule::Service => false,
     }
 }

@@ -203,6 +203,6 @@ fn checked(who: &Principal, wire: Option<v1::Catalog>) -> Result<Catalog, Refuse
     if !access::write_catalogs(who, &catalog.org) {
         return Err(Refused::not_authorized());
     }
-    compute::validate_catalog(&catalog).map_err(|problem| Refused::field("properties", problem))?;
+    compute::validate_catalog(&catalog).map_err(|invalid| crate::error::invalid("properties", &invalid))?;
     Ok(catalog)
 }

@@ -230,7 +230,7 @@ impl Clusters {
         self.api
             .compute_config
             .check_cluster(&cluster)
-            .map_err(|problem| Refused::field("cluster", problem))?;
+            .map_err(|invalid| crate::error::invalid("cluster", &invalid))?;
         Ok((cluster, wanted))
     }
 

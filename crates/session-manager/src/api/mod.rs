@@ -2,6 +2,8 @@
 //! acts, records and responds, in this order.
 
 pub(crate) mod activity;
+pub(crate) mod audit;
+mod audit_page;
 mod bind;
 pub(crate) mod catalogs;
 pub(crate) mod clusters;
@@ -14,6 +16,7 @@ pub(crate) mod session_page;
 pub(crate) mod sessions;
 mod spark_sessions;
 pub(crate) mod test_catalog;
+mod usage;
 pub(crate) mod watch;
 
 use crate::admission::Admission;
@@ -51,6 +54,7 @@ pub(crate) struct Api {
     pub(crate) reports: Arc<ReportIntake>,
     pub(crate) disabling: Arc<Disabling>,
     pub(crate) watches: watch::Watches,
+    pub(crate) audit_reads: audit::AuditReads,
     pub(crate) catalog_tests: test_catalog::CatalogTests,
     pub(crate) verifier: Verifier,
     pub(crate) keyring: Arc<Keyring>,

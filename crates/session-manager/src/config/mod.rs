@@ -209,7 +209,7 @@ impl Config {
             let outcome = cluster.define().and_then(|cluster| {
                 self.compute
                     .check_cluster(&cluster)
-                    .map_err(|what| vec![("", what)])
+                    .map_err(|invalid| vec![("", invalid.to_string())])
             });
             report(
                 &format!("clusters[{index}]"),

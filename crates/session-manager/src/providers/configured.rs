@@ -5,8 +5,10 @@ use super::installation::{self, Installation};
 use super::leader_lease::LeasedProvider;
 use super::registry::{Providers, StorePlacements};
 use anyhow::{Context, Result};
+use compute::properties::Problem;
 use compute::{
-    AllowList, ComputeProvider, KubernetesConfig, KubernetesProvider, ProcessConfig, ProviderRegistry,
+    AllowList, ComputeProvider, Invalid, KubernetesConfig, KubernetesProvider, ProcessConfig,
+    ProviderRegistry,
 };
 use serde::{Deserialize, Serialize};
 use service_kit::config::{Problems, Validate, duration};
@@ -179,6 +181,13 @@ impl Validate for ComputeConfig {
     }
 }
 
+fn problem(key: &str, problem: impl Into<String>) -> Problem {
+    Problem {
+        key: key.to_owned(),
+        problem: problem.into(),
+    }
+}
+
 impl ComputeConfig {
     /// The reason why a provider is disabled, if it is.
     fn disabled_reason(&self, kind: ProviderKind) -> Option<&'static str> {
@@ -187,23 +196,26 @@ impl ComputeConfig {
             ProviderKind::Process => self
                 .process
                 .is_none()
-                .then_some("the process provider is off: set compute.process.state_dir"),
+                .then_some("process is off: set compute.process.state_dir"),
             ProviderKind::Kubernetes => self
                 .kubernetes
                 .is_none()
-                .then_some("the kubernetes provider is off: set compute.kubernetes.namespaces"),
+                .then_some("kubernetes is off: set compute.kubernetes.namespaces"),
         }
     }
 
     /// The problem of a namespace that the settings do not allow.
-    fn namespace_problem(&self, cluster: &Cluster) -> Option<String> {
+    fn namespace_problem(&self, cluster: &Cluster) -> Option<Problem> {
         let (Provider::Kubernetes(pods), Some(settings)) = (&cluster.provider, &self.kubernetes) else {
             return None;
         };
         (!settings.namespaces.contains(&pods.namespace)).then(|| {
-            format!(
-                "namespace: must be one of compute.kubernetes.namespaces ({})",
-                settings.namespaces.join(", ")
+            problem(
+                "namespace",
+                format!(
+                    "must be one of compute.kubernetes.namespaces ({})",
+                    settings.namespaces.join(", ")
+                ),
             )
         })
     }
@@ -211,21 +223,22 @@ impl ComputeConfig {
     /// Checks a cluster definition.
     ///
     /// # Errors
-    /// All problems, as text.
-    pub fn check_cluster(&self, cluster: &Cluster) -> Result<(), String> {
+    /// All problems, each with its field.
+    pub fn check_cluster(&self, cluster: &Cluster) -> Result<(), Invalid> {
         let mut problems = Vec::new();
         if let Err(bounds) = SessionPolicy::resolve(cluster, &PolicyRequest::default()) {
-            problems.push(bounds.to_string());
+            problems.push(problem(bounds.field, bounds.range()));
         }
         if let Err(invalid) = compute::validate_cluster(cluster) {
-            problems.push(invalid.to_string());
+            problems.extend(invalid.problems);
         }
-        problems.extend(self.disabled_reason(cluster.provider.kind()).map(str::to_owned));
+        let disabled = self.disabled_reason(cluster.provider.kind());
+        problems.extend(disabled.map(|reason| problem("provider", reason)));
         problems.extend(self.namespace_problem(cluster));
         if problems.is_empty() {
             Ok(())
         } else {
-            Err(problems.join("; "))
+            Err(Invalid { problems })
         }
     }
 
@@ -328,6 +341,7 @@ mod tests {
     #[test]
     fn pods_need_the_provider_and_a_namespace_of_its_list() {
         let off = ComputeConfig::default().check_cluster(&pods_in("a")).unwrap_err();
+        let off = off.to_string();
         assert!(off.contains("set compute.kubernetes.namespaces"), "{off}");
         let on = ComputeConfig {
             kubernetes: Some(settings(&["a", "b"])),
@@ -336,7 +350,7 @@ mod tests {
         assert_eq!(on.check_cluster(&pods_in("b")), Ok(()));
         let elsewhere = on.check_cluster(&pods_in("c")).unwrap_err();
         assert_eq!(
-            elsewhere,
+            elsewhere.to_string(),
             "namespace: must be one of compute.kubernetes.namespaces (a, b)"
         );
     }

@@ -3,6 +3,7 @@
 
 mod api;
 mod audit;
+mod audit_api;
 mod authentication;
 mod bindings_on_sail;
 mod clusters;

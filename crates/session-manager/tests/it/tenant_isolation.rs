@@ -18,6 +18,7 @@ use session_core::{
 use session_proto::error::reason_of;
 use session_proto::internal::{self as ledger, token_ledger_client::TokenLedgerClient};
 use session_proto::v1;
+use session_proto::v1::audit_service_client::AuditServiceClient;
 use session_proto::v1::catalog_service_client::CatalogServiceClient;
 use session_proto::v1::cluster_service_client::ClusterServiceClient;
 use session_proto::v1::org_service_client::OrgServiceClient;
@@ -176,6 +177,7 @@ impl Stage {
         let mut clusters = ClusterServiceClient::new(self.manager.public.clone());
         let mut catalogs = CatalogServiceClient::new(self.manager.public.clone());
         let mut orgs = OrgServiceClient::new(self.manager.public.clone());
+        let mut audit = AuditServiceClient::new(self.manager.public.clone());
         let mut tokens = TokenServiceClient::new(self.tokens.clone());
         let mut ledger = TokenLedgerClient::new(self.manager.internal.clone());
         let soon = SystemClock.now().after(Duration::from_secs(1800));
@@ -326,6 +328,16 @@ impl Stage {
                 principal: "sa|nobody".to_owned(),
                 disabled: true,
                 org: org.to_owned(),
+            })),
+            Rpc::ListAuditRecords => {
+                call!(audit.list_audit_records(v1::ListAuditRecordsRequest {
+                    org: org.to_owned(),
+                    ..Default::default()
+                }))
+            }
+            Rpc::ListUsage => call!(audit.list_usage(v1::ListUsageRequest {
+                org: org.to_owned(),
+                ..Default::default()
             })),
             Rpc::IssueSessionToken => {
                 call!(tokens.issue_session_token(v1::IssueSessionTokenRequest {

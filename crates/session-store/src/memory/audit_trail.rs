@@ -2,7 +2,7 @@
 
 use super::MemoryStore;
 use crate::Error;
-use crate::audit_trail::{AUDIT_SHARE, AuditEntry, AuditTrail, MAX_AUDIT_RECORDS};
+use crate::audit_trail::{AUDIT_SHARE, AuditEntry, AuditPlace, AuditTrail, MAX_AUDIT_RECORDS};
 use async_trait::async_trait;
 use session_core::AuditRecord;
 use std::collections::{HashMap, VecDeque};
@@ -53,6 +53,22 @@ impl AuditTrail for MemoryStore {
                 position: number.to_string(),
                 record: record.clone(),
             })
+            .collect())
+    }
+
+    async fn read_audit_before(
+        &self,
+        partition: u8,
+        before: Option<AuditPlace>,
+        limit: usize,
+    ) -> Result<Vec<(AuditPlace, AuditRecord)>, Error> {
+        let state = self.state();
+        let records = state.trail.records.get(&partition).into_iter().flatten().rev();
+        Ok(records
+            .map(|(number, record)| (AuditPlace::new(*number, 0, partition), record))
+            .filter(|(place, _)| before.is_none_or(|before| *place < before))
+            .take(limit)
+            .map(|(place, record)| (place, record.clone()))
             .collect())
     }
 

@@ -4,9 +4,9 @@
 use super::scripts::Call;
 use super::{RedisStore, decode, encode};
 use crate::Error;
-use crate::audit_trail::{AuditEntry, AuditTrail};
+use crate::audit_trail::{AuditEntry, AuditPlace, AuditTrail};
 use async_trait::async_trait;
-use redis::streams::StreamRangeReply;
+use redis::streams::{StreamId, StreamRangeReply};
 use session_core::AuditRecord;
 
 /// The field of a stream entry that holds the record.
@@ -18,6 +18,21 @@ impl RedisStore {
         script.arg(encode(record)?).arg(self.audit_length);
         Ok(())
     }
+}
+
+fn record(entry: &StreamId) -> Result<AuditRecord, Error> {
+    let json: String = entry
+        .get(RECORD)
+        .ok_or_else(|| Error::Corrupt(format!("the audit entry {} holds no record", entry.id)))?;
+    decode(&json)
+}
+
+fn place(entry: &StreamId, partition: u8) -> Result<AuditPlace, Error> {
+    let parts = entry.id.split_once('-');
+    let parts = parts.and_then(|(time, number)| Some((time.parse().ok()?, number.parse().ok()?)));
+    let (time, number) =
+        parts.ok_or_else(|| Error::Corrupt(format!("the audit entry {} has no position", entry.id)))?;
+    Ok(AuditPlace::new(time, number, partition))
 }
 
 #[async_trait]
@@ -45,15 +60,33 @@ impl AuditTrail for RedisStore {
             .ids
             .into_iter()
             .map(|entry| {
-                let json: String = entry
-                    .get(RECORD)
-                    .ok_or_else(|| Error::Corrupt(format!("the audit entry {} holds no record", entry.id)))?;
                 Ok(AuditEntry {
-                    record: decode(&json)?,
+                    record: record(&entry)?,
                     position: entry.id,
                 })
             })
             .collect()
+    }
+
+    async fn read_audit_before(
+        &self,
+        partition: u8,
+        before: Option<AuditPlace>,
+        limit: usize,
+    ) -> Result<Vec<(AuditPlace, AuditRecord)>, Error> {
+        let newest = before.map_or("+".to_owned(), |before| match before.bound_in(partition) {
+            (time, number, true) => format!("{time}-{number}"),
+            (time, number, false) => format!("({time}-{number}"),
+        });
+        let mut cmd = redis::cmd("XREVRANGE");
+        cmd.arg(self.keys.audit(partition))
+            .arg(newest)
+            .arg("-")
+            .arg("COUNT")
+            .arg(limit);
+        let found: StreamRangeReply = self.connections.query(&cmd).await?;
+        let placed = |entry: StreamId| Ok((place(&entry, partition)?, record(&entry)?));
+        found.ids.into_iter().map(placed).collect()
     }
 
     async fn audit_export_position(&self, partition: u8) -> Result<String, Error> {

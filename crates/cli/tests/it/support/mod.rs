@@ -2,6 +2,7 @@
 //! provider.
 
 mod berth;
+pub(crate) mod grpc_between;
 pub(crate) mod grpc_peer;
 pub(crate) mod provider;
 mod stack;

@@ -3,19 +3,33 @@ import { useState } from "preact/hooks";
 import { api } from "../api/client.ts";
 import type { Catalog, Cluster } from "../api/types.ts";
 import { engineName } from "../format.ts";
-import { isOrgAdmin } from "../state/auth.ts";
+import { mayWriteCatalogs } from "../state/auth.ts";
 import { useLoad } from "../state/load.ts";
-import { announce, errorText } from "../state/notices.ts";
+import { announce, errorText, notify } from "../state/notices.ts";
+import { navigate } from "../state/router.ts";
 import { Banner, Button, Card, Facts, Failure, Link, Loading, PageHeading, Table } from "../ui/basics.tsx";
+import { Confirm } from "../ui/dialog.tsx";
 import { SelectField } from "../ui/form.tsx";
 
 export function CatalogPage(props: { name: string }) {
   const path = `catalogs/${encodeURIComponent(props.name)}`;
   const [loaded, reload] = useLoad(path, (signal) => api.get<Catalog>(path, { signal }));
+  const [deleting, setDeleting] = useState(false);
   const catalog = loaded.state === "ready" ? loaded.data : null;
   return (
     <>
-      <PageHeading title={props.name} above={<Link class="up" to="catalogs">Catalogs</Link>} />
+      <PageHeading title={props.name} above={<Link class="up" to="catalogs">Catalogs</Link>}>
+        {catalog && mayWriteCatalogs() && !catalog.managed_by_config ? (
+          <>
+            <Button kind="danger" onClick={() => setDeleting(true)}>
+              Delete
+            </Button>
+            <Link class="button plain" to={`${path}/edit`}>
+              Edit
+            </Link>
+          </>
+        ) : null}
+      </PageHeading>
       {loaded.state === "loading" ? <Loading what="the catalog" /> : null}
       {loaded.state === "error" ? <Failure error={loaded.error} what="this catalog" retry={reload} back={{ to: "catalogs", text: "Back to Catalogs" }} /> : null}
       {catalog ? (
@@ -37,7 +51,24 @@ export function CatalogPage(props: { name: string }) {
           <Properties properties={catalog.properties} />
         </>
       ) : null}
+      {catalog && deleting ? <Delete catalog={catalog} onClose={() => setDeleting(false)} /> : null}
     </>
+  );
+}
+
+function Delete(props: { catalog: Catalog; onClose: () => void }) {
+  const { name } = props.catalog;
+  const run = async () => {
+    await api.send("DELETE", `catalogs/${encodeURIComponent(name)}`);
+    notify("done", "The catalog is deleted.");
+    navigate("catalogs");
+  };
+  return (
+    <Confirm title="Delete catalog" action="Delete catalog" danger typed={name} onClose={props.onClose} onConfirm={run}>
+      <p>
+        <strong>{name}</strong>: its definition is removed, not the data. This is rejected while live sessions use it.
+      </p>
+    </Confirm>
   );
 }
 
@@ -65,7 +96,7 @@ function Test(props: { catalog: Catalog }) {
   const [clusters] = useLoad("clusters", async (signal) => (await api.get<{ clusters: Cluster[] }>("clusters", { signal })).clusters);
   const [chosen, setChosen] = useState("");
   const [result, setResult] = useState<Result>({ state: "none" });
-  if (!isOrgAdmin()) {
+  if (!mayWriteCatalogs()) {
     return (
       <Card title="Test connection">
         <p class="muted">Admins of the organization can test a catalog. Every session also tests it before it is ready.</p>

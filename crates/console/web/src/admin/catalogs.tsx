@@ -2,6 +2,7 @@
 import { api } from "../api/client.ts";
 import type { Catalog } from "../api/types.ts";
 import { engineName } from "../format.ts";
+import { mayWriteCatalogs } from "../state/auth.ts";
 import { useLoad } from "../state/load.ts";
 import { Empty, Failure, Link, Loading, PageHeading, Table } from "../ui/basics.tsx";
 
@@ -20,12 +21,18 @@ export function CatalogsPage() {
   const [catalogs, reload] = useLoad("catalogs", allCatalogs);
   return (
     <>
-      <PageHeading title="Catalogs" />
+      <PageHeading title="Catalogs">
+        {mayWriteCatalogs() ? (
+          <Link class="button primary" to="new-catalog">
+            Create catalog
+          </Link>
+        ) : null}
+      </PageHeading>
       {catalogs.state === "loading" ? <Loading what="catalogs" /> : null}
       {catalogs.state === "error" ? <Failure error={catalogs.error} what="the catalogs" retry={reload} /> : null}
       {catalogs.state === "ready" && catalogs.data.length === 0 ? (
         <Empty icon="catalogs" title="No catalogs">
-          A catalog names data that sessions start with. An admin of your organization adds one with <code>berth catalogs create</code>; sessions also work without.
+          A catalog names data that sessions start with. An admin of your organization creates one here or with <code>berth catalog create</code>; sessions also work without.
         </Empty>
       ) : null}
       {catalogs.state === "ready" && catalogs.data.length > 0 ? (

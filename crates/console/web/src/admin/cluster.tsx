@@ -25,6 +25,11 @@ export function ClusterPage(props: { name: string }) {
   return (
     <>
       <PageHeading title={props.name} above={<Link class="up" to="clusters">Clusters</Link>} below={cluster ? <ClusterBadge status={cluster.status} /> : null}>
+        {cluster && admin && !cluster.managed_by_config ? (
+          <Link class="button plain" to={`${path}/edit`}>
+            Edit
+          </Link>
+        ) : null}
         {cluster && admin && cluster.status === "active" ? <Button onClick={() => setAction("drain")}>Drain</Button> : null}
         {cluster && admin && cluster.status !== "active" ? <Button onClick={() => setAction("activate")}>Activate</Button> : null}
         {cluster && admin && !cluster.managed_by_config && cluster.status === "draining" ? (

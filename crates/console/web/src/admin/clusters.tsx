@@ -3,6 +3,7 @@ import { useEffect } from "preact/hooks";
 import { api } from "../api/client.ts";
 import type { Cluster, Session } from "../api/types.ts";
 import { count, engineName, plural, shortSpan } from "../format.ts";
+import { isPlatformAdmin } from "../state/auth.ts";
 import { liveSessions, shareLiveStream } from "../state/live_sessions.ts";
 import { useLoad } from "../state/load.ts";
 import { useStore } from "../state/store.ts";
@@ -16,12 +17,18 @@ export function ClustersPage() {
   const [clusters, reload] = useLoad("clusters", async (signal) => (await api.get<{ clusters: Cluster[] }>("clusters", { signal })).clusters);
   return (
     <>
-      <PageHeading title="Clusters" />
+      <PageHeading title="Clusters">
+        {isPlatformAdmin() ? (
+          <Link class="button primary" to="new-cluster">
+            Create cluster
+          </Link>
+        ) : null}
+      </PageHeading>
       {clusters.state === "loading" ? <Loading what="clusters" /> : null}
       {clusters.state === "error" ? <Failure error={clusters.error} what="the clusters" retry={reload} /> : null}
       {clusters.state === "ready" && clusters.data.length === 0 ? (
         <Empty icon="clusters" title="No clusters">
-          Sessions run on clusters. A platform admin declares one in the configuration of session-manager, or with <code>berth clusters create</code>.
+          Sessions run on clusters. A platform admin creates one here, in the configuration of session-manager, or with <code>berth cluster create</code>.
         </Empty>
       ) : null}
       {clusters.state === "ready" ? (

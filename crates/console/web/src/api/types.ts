@@ -65,6 +65,31 @@ export interface SessionEvent {
   message: string;
 }
 
+export interface AuditRecord {
+  at: string | null;
+  action: string;
+  outcome: string;
+  reason: string;
+  actor: string;
+  address: string;
+  org: string;
+  session_id: string;
+  token_id: string;
+  object: string;
+  from: SessionStatus;
+  to: SessionStatus;
+  version: number;
+  unreplicated: boolean;
+}
+
+export interface UsageRow {
+  owner: string;
+  cluster: string;
+  sessions: number;
+  live_sessions: number;
+  usage: Usage | null;
+}
+
 export interface Operation {
   operation_id: string;
   spark_session_id: string;
@@ -113,7 +138,8 @@ export interface Cluster {
   engine_version: string;
   client_versions: string[];
   granted_orgs: string[];
-  provider: Record<string, { warm_pools?: WarmPool[] } | null> | null;
+  /** By its kind; only platform admins see it. */
+  provider: Record<string, ({ warm_pools?: WarmPool[] } & Record<string, unknown>) | null> | null;
   idle_policy: string;
   idle_timeout: string | null;
   close_after_idle: string | null;

@@ -6,7 +6,7 @@ import { day, millis, plural } from "../format.ts";
 import { notify } from "../state/notices.ts";
 import { Banner } from "../ui/basics.tsx";
 import { Confirm } from "../ui/dialog.tsx";
-import { LabelsField, labelMap, TextField } from "../ui/form.tsx";
+import { labelMap, PairsField, TextField } from "../ui/form.tsx";
 
 interface Props {
   session: Session;
@@ -129,7 +129,7 @@ export function EditDialog(props: Props & { etag: string | null }) {
       }}
     >
       <TextField label="Name" name="name" optional value={name} maxLength={128} autofocus onValue={setName} />
-      <LabelsField value={labels} max={32} onValue={setLabels} />
+      <PairsField legend="Labels" noun="label" optional value={labels} max={32} onValue={setLabels} />
     </Confirm>
   );
 }

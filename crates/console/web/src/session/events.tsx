@@ -1,14 +1,25 @@
 // The phase log.
 import type { SessionEvent } from "../api/types.ts";
 import { clock, full, person } from "../format.ts";
-import { Card, Loading, Table } from "../ui/basics.tsx";
+import { isOrgAdmin } from "../state/auth.ts";
+import { Card, Link, Loading, Table } from "../ui/basics.tsx";
 import { StatusBadge } from "../ui/status.tsx";
 import { eventText, phaseName, reasonName } from "../words.ts";
 
-export function Events(props: { events: SessionEvent[] }) {
+export function Events(props: { session: string; events: SessionEvent[] }) {
   const newestFirst = [...props.events].reverse();
   return (
-    <Card title="Events" hint="The last 50 changes, newest first.">
+    <Card
+      title="Events"
+      hint="The last 50 changes, newest first."
+      actions={
+        isOrgAdmin() ? (
+          <Link class="button plain small" to={`audit?session=${props.session}`}>
+            Audit trail
+          </Link>
+        ) : null
+      }
+    >
       {newestFirst.length === 0 ? (
         <Loading what="events" />
       ) : (

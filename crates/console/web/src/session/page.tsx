@@ -51,7 +51,7 @@ export function SessionPage(props: { id: string }) {
           {isLive(session) ? <Connect session={session} onToken={() => setOpen("token")} /> : null}
           {isLive(session) ? <Operations access={access} session={session} /> : null}
           <Charts session={session} samples={access.samples} />
-          <Events events={access.events} />
+          <Events session={session.id} events={access.events} />
         </div>
         <div>
           <Details session={session} onEdit={() => setOpen("edit")} />

@@ -48,6 +48,55 @@ function privateCa(target: Target, note: string): string[] {
 const LOCALHOST_ONLY = "This installation serves plaintext: the address must be the literal localhost, because this client uses TLS for every other host, 127.0.0.1 included.";
 const URL_HAS_TLS = "The connection string contains use_ssl=true; do not remove it.";
 
+const SIGNED_IN = "Sign in once with berth login, or set a service-account key in BERTH_KEY; BERTH_MANAGER and BERTH_ISSUER, or a context, have the addresses of the APIs.";
+
+function pythonPackage(target: Target): Snippet {
+  return {
+    id: "python",
+    name: "Python package",
+    install: `pip install berth-*.whl 'pyspark-client==${PYSPARK_4}' 'pandas<3'`,
+    code: `import berth
+
+spark = berth.connect(session="${target.sessionId}")
+spark.sql("SHOW TABLES").show()
+`,
+    notes: [
+      "The program needs no token: the package gets one and renews it for as long as it runs, also in a notebook.",
+      "The wheel is built by make wheel; ask your platform team for it. PySpark 3.5 works too.",
+      'berth.connect(cluster="…", name="etl") creates a session of this name, or finds it again.',
+      SIGNED_IN,
+    ],
+  };
+}
+
+function forwarder(target: Target): Snippet {
+  return {
+    id: "connect",
+    name: "berth connect",
+    code: `berth connect ${target.sessionId}    # forwards 127.0.0.1:15002 to the session; Ctrl-C ends it
+`,
+    notes: [
+      "It prints a connection string without token and TLS, which works in every client of these tabs, PySpark 3.5 and Go included.",
+      "The token is renewed, and an idle session is woken.",
+      SIGNED_IN,
+    ],
+  };
+}
+
+function exec(target: Target): Snippet {
+  return {
+    id: "exec",
+    name: "berth exec",
+    code: `berth exec ${target.sessionId} -- python my_program.py
+`,
+    notes: [
+      "The program gets SPARK_REMOTE, which SparkSession.builder.getOrCreate(), dbt, SQLMesh and ibis read; the token is renewed while it runs.",
+      "--default-port is for programs with sc://localhost:15002 in their code.",
+      SIGNED_IN,
+    ],
+  };
+}
+
 function pyspark4(target: Target): Snippet {
   return {
     id: "pyspark4",
@@ -224,11 +273,11 @@ python my_program.py    # SparkSession.builder.getOrCreate() reads SPARK_REMOTE
 
 berth doctor ${target.sessionId}    # names what is wrong with a connection
 `,
-    notes: ["Sign in once with berth login, or set a service-account key in BERTH_KEY; BERTH_MANAGER and BERTH_ISSUER, or a context, have the addresses of the APIs."],
+    notes: [SIGNED_IN],
   };
 }
 
 /** All clients, those first that most people use. */
 export function snippets(target: Target): Snippet[] {
-  return [pyspark4, pyspark3, notebook, scala, go, rust, jdbc, dbt, airflow, cli].map((make) => make(target));
+  return [pythonPackage, pyspark4, pyspark3, notebook, scala, go, rust, jdbc, dbt, airflow, exec, forwarder, cli].map((make) => make(target));
 }

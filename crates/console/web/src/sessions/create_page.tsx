@@ -8,7 +8,7 @@ import { useLoad } from "../state/load.ts";
 import { errorText } from "../state/notices.ts";
 import { navigate, place } from "../state/router.ts";
 import { Banner, Button, Card, Empty, Failure, Link, Loading, PageHeading } from "../ui/basics.tsx";
-import { DurationField, LabelsField, labelMap, SelectField, TextField } from "../ui/form.tsx";
+import { DurationField, labelMap, PairsField, SelectField, TextField } from "../ui/form.tsx";
 import { ClusterBadge } from "../ui/status.tsx";
 
 interface Choices {
@@ -118,7 +118,7 @@ function CreateForm(props: Choices) {
       </Card>
       <Card title="How you find it again">
         <TextField label="Name" name="name" optional value={values.name} maxLength={128} error={fieldError("name")} placeholder="For example: churn report" onValue={(name) => set({ name })} />
-        <LabelsField value={values.labels} max={32} error={fieldError("labels")} onValue={(labels) => set({ labels })} />
+        <PairsField legend="Labels" noun="label" optional value={values.labels} max={32} error={fieldError("labels")} onValue={(labels) => set({ labels })} />
         <TeamChoice value={values.team} error={fieldError("team")} onValue={(team) => set({ team })} />
       </Card>
       <Timeouts cluster={cluster} values={values} set={set} fieldError={fieldError} />

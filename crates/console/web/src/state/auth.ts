@@ -61,6 +61,11 @@ export function isPlatformAdmin(): boolean {
   return hasRole(/^platform[-_]?admin/i);
 }
 
+/** Whether the caller may write the catalogs of its organization. */
+export function mayWriteCatalogs(): boolean {
+  return hasRole(/^org[-_]?admin/i);
+}
+
 /** Whether the caller may administer its organization. */
 export function isOrgAdmin(): boolean {
   return isPlatformAdmin() || hasRole(/^org[-_]?admin/i);

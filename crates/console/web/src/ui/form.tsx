@@ -159,27 +159,104 @@ export function DurationField(props: DurationFieldProps) {
   );
 }
 
+export type Pairs = [name: string, value: string][];
+
+export interface PairsFieldProps {
+  legend: string;
+  /** What one pair is called: "label". */
+  noun: string;
+  value: Pairs;
+  onValue: (pairs: Pairs) => void;
+  hint?: ComponentChildren;
+  error?: string | undefined;
+  optional?: boolean;
+  max: number;
+}
+
 /** Names and values that the user writes. */
-export function LabelsField(props: { value: [string, string][]; onValue: (labels: [string, string][]) => void; error?: string | undefined; max: number }) {
+export function PairsField(props: PairsFieldProps) {
+  const { noun } = props;
+  const id = useId();
   const change = (index: number, part: 0 | 1, text: string) =>
-    props.onValue(props.value.map((label, i) => (i === index ? ((part === 0 ? [text, label[1]] : [label[0], text]) as [string, string]) : label)));
+    props.onValue(props.value.map((pair, i) => (i === index ? ((part === 0 ? [text, pair[1]] : [pair[0], text]) as [string, string]) : pair)));
   return (
-    <fieldset class={`labels${props.error ? " invalid" : ""}`}>
+    <fieldset class={`labels${props.error ? " invalid" : ""}`} aria-describedby={describedBy(id, { label: props.legend, name: noun, hint: props.hint, error: props.error })}>
       <legend>
-        Labels<span class="muted"> (optional)</span>
+        {props.legend}
+        {props.optional ? <span class="muted"> (optional)</span> : null}
       </legend>
+      {props.hint ? (
+        <p class="hint" id={`${id}-hint`}>
+          {props.hint}
+        </p>
+      ) : null}
       {props.value.map(([name, value], index) => (
         <div class="label-row" key={index}>
-          <input aria-label={`Name of label ${index + 1}`} placeholder="name" value={name} autocomplete="off" spellcheck={false} onInput={(event) => change(index, 0, event.currentTarget.value)} />
-          <input aria-label={`Value of label ${index + 1}`} placeholder="value" value={value} autocomplete="off" spellcheck={false} onInput={(event) => change(index, 1, event.currentTarget.value)} />
-          <Button kind="quiet" icon="close" label={`Remove label ${index + 1}`} title="Remove" onClick={() => props.onValue(props.value.filter((_, i) => i !== index))} />
+          <input aria-label={`Name of ${noun} ${index + 1}`} placeholder="name" value={name} autocomplete="off" spellcheck={false} onInput={(event) => change(index, 0, event.currentTarget.value)} />
+          <input aria-label={`Value of ${noun} ${index + 1}`} placeholder="value" value={value} autocomplete="off" spellcheck={false} onInput={(event) => change(index, 1, event.currentTarget.value)} />
+          <Button kind="quiet" icon="close" label={`Remove ${noun} ${index + 1}`} title="Remove" onClick={() => props.onValue(props.value.filter((_, i) => i !== index))} />
         </div>
       ))}
-      {props.error ? <p class="field-error">{props.error}</p> : null}
+      {props.error ? (
+        <p class="field-error" id={`${id}-error`}>
+          {props.error}
+        </p>
+      ) : null}
       <Button small icon="plus" disabled={props.value.length >= props.max} onClick={() => props.onValue([...props.value, ["", ""]])}>
-        Add label
+        Add {noun}
       </Button>
     </fieldset>
+  );
+}
+
+export interface TextAreaFieldProps extends FieldProps {
+  value: string;
+  onValue: (value: string) => void;
+  rows?: number;
+  placeholder?: string;
+}
+
+/** A text of several lines. */
+export function TextAreaField(props: TextAreaFieldProps) {
+  const id = useId();
+  return (
+    <Frame {...props} id={id}>
+      <textarea
+        id={id}
+        name={props.name}
+        class="mono"
+        rows={props.rows ?? 6}
+        value={props.value}
+        placeholder={props.placeholder}
+        spellcheck={false}
+        aria-invalid={props.error ? "true" : undefined}
+        aria-describedby={describedBy(id, props)}
+        onInput={(event) => props.onValue(event.currentTarget.value)}
+      />
+    </Frame>
+  );
+}
+
+/** A choice between yes and no. */
+export function CheckField(props: FieldProps & { value: boolean; onValue: (value: boolean) => void }) {
+  const id = useId();
+  return (
+    <div class={`field${props.error ? " invalid" : ""}`}>
+      <label class="check">
+        <input type="checkbox" name={props.name} checked={props.value} aria-describedby={describedBy(id, props)} onChange={(event) => props.onValue(event.currentTarget.checked)} />
+        {props.label}
+      </label>
+      {props.hint ? (
+        <p class="hint" id={`${id}-hint`}>
+          {props.hint}
+        </p>
+      ) : null}
+      {props.error ? (
+        <p class="field-error" id={`${id}-error`}>
+          {props.error}
+        </p>
+      ) : null}
+    </div>
   );
 }
 

@@ -28,7 +28,7 @@ export function Navigation(props: { open: boolean; path: string }) {
         <ul>
           {PAGES.filter(([, , , admins]) => !admins || isOrgAdmin()).map(([path, name, icon]) => (
             <li key={path}>
-              <Link to={path} current={section === path}>
+              <Link to={path} current={section === path || `${section}s` === `new-${path}`}>
                 <Icon name={icon} size={18} />
                 {name}
               </Link>

@@ -15,6 +15,7 @@ use session_proto::convert::timestamp;
 use session_proto::internal::route_service_client::RouteServiceClient;
 use session_proto::internal::token_ledger_client::TokenLedgerClient;
 use session_proto::internal::{self as wire, RecordTokenRequest};
+use session_proto::v1::audit_service_client::AuditServiceClient;
 use session_proto::v1::catalog_service_client::CatalogServiceClient;
 use session_proto::v1::cluster_service_client::ClusterServiceClient;
 use session_proto::v1::org_service_client::OrgServiceClient;
@@ -301,6 +302,10 @@ impl Manager {
 
     pub(crate) fn orgs(&self, who: &str) -> OrgServiceClient<InterceptedService<Channel, WithKey>> {
         OrgServiceClient::with_interceptor(self.public.clone(), self.with_key(who))
+    }
+
+    pub(crate) fn audit(&self, who: &str) -> AuditServiceClient<InterceptedService<Channel, WithKey>> {
+        AuditServiceClient::with_interceptor(self.public.clone(), self.with_key(who))
     }
 
     pub(crate) fn routes(&self) -> RouteServiceClient<Channel> {

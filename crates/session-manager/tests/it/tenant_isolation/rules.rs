@@ -5,7 +5,8 @@
 //! > describe/list – own sessions, team admin: the team's, org admin: all of the
 //! > org; connection details, tokens – only session owner or org admin;
 //! > close/update/extend/keep-alive/warm/interrupt – owner, team admin, org
-//! > admin; write catalogs – org admin; write clusters, orgs – platform admin.
+//! > admin; write catalogs – org admin; write clusters, orgs – platform admin;
+//! > audit trail – org admin: own organization, platform admin: all.
 
 use session_core::access::Rpc;
 use session_core::{Principal, Role, Session};
@@ -75,6 +76,8 @@ const TABLE: &[(&str, &[Is])] = &[
     ("EnableOrg", &[PlatformAdmin]),
     ("DisableOrg", &[PlatformAdmin]),
     ("DisablePrincipal", &[NamedOrgsAdmin, PlatformAdmin]),
+    ("ListAuditRecords", &[NamedOrgsAdmin, PlatformAdmin]),
+    ("ListUsage", &[OfNamedOrg, PlatformAdmin]),
     ("IssueSessionToken", ACT_AS),
     ("ListSessionTokens", ACT_AS),
     ("RevokeSessionToken", ACT_AS),

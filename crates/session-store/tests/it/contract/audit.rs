@@ -6,7 +6,7 @@ use session_core::{
     Actor, AuditAction, AuditOutcome, AuditRecord, ChangeReason, OrgId, SessionKey, Status, TokenUse,
 };
 use session_store::audit_trail::MAX_AUDIT_RECORDS;
-use session_store::{Error, ReportOutcome};
+use session_store::{AuditPlace, Error, ReportOutcome};
 
 /// Records of one session, oldest first.
 async fn of(store: &Store, key: &SessionKey) -> Vec<AuditRecord> {
@@ -128,6 +128,60 @@ pub(crate) async fn other_records_are_read_in_pages(store: Store) {
         .map(|audited| audited.record)
         .find(|record| *record == nobody);
     assert_eq!(found.map(|record| record.outcome), Some(AuditOutcome::Denied));
+}
+
+pub(crate) async fn the_trail_is_read_backwards_over_partitions(store: Store) {
+    let now = store.now().await.unwrap();
+    let partitions: Vec<u8> = vec![3, 5, 12];
+    let org_in = |partition: u8| {
+        let mut names = (0..).map(|n| format!("o{n}").parse::<OrgId>().unwrap());
+        names.find(|org| org.partition() == partition).unwrap()
+    };
+    let orgs: Vec<OrgId> = partitions.iter().map(|partition| org_in(*partition)).collect();
+    let record = |n: usize| {
+        AuditRecord::new(now, AuditAction::CatalogTested)
+            .of_org(&orgs[n % 3])
+            .on(&format!("c{n}"))
+    };
+    for n in 0..12 {
+        store.append_audit(&record(n)).await.unwrap();
+    }
+    let (mut read, mut before) = (Vec::new(), None);
+    loop {
+        // The newest of the partitions, one at a time.
+        let mut newest = Vec::new();
+        for partition in &partitions {
+            let found = store.read_audit_before(*partition, before, 1).await.unwrap();
+            assert!(found.len() <= 1);
+            newest.extend(found);
+        }
+        let Some((place, record)) = newest.into_iter().max_by_key(|(place, _)| *place) else {
+            break;
+        };
+        assert!(before.is_none_or(|before| place < before));
+        assert_eq!(place.to_string().parse::<AuditPlace>().unwrap(), place);
+        before = Some(place);
+        read.push(record);
+    }
+    // Records of one millisecond have no order across partitions.
+    for org in &orgs {
+        let of_org = |all: Vec<AuditRecord>| -> Vec<AuditRecord> {
+            all.into_iter()
+                .filter(|record| record.org.as_ref() == Some(org))
+                .collect()
+        };
+        let expected: Vec<_> = (0..12).rev().map(record).collect();
+        assert_eq!(of_org(read.clone()), of_org(expected));
+    }
+    assert_eq!(read.len(), 12);
+    assert_eq!(
+        store
+            .read_audit_before(partitions[0], None, 2)
+            .await
+            .unwrap()
+            .len(),
+        2
+    );
 }
 
 /// An organization that floods a full partition replaces its own records only.

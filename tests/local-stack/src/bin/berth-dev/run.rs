@@ -451,7 +451,7 @@ More sessions and tokens from another terminal:
 
   export BERTH_KEY=$(cat {state}/account.json | python3 -c 'import json,sys; print(json.load(sys.stdin)["key"])')
   export BERTH_MANAGER={manager} BERTH_ISSUER={issuer}
-  {berth} list
+  {berth} session list
   {berth} --help
 
 The token is valid for 12 hours and for this session only. Ctrl-C stops everything."#,
