@@ -62,7 +62,10 @@ impl Client {
 
     /// Whether it is the PySpark of Apache Spark.
     pub fn is_pyspark(self) -> bool {
-        matches!(self, Self::Py35 | Self::Py40 | Self::Py41 | Self::Py42 | Self::Py43)
+        matches!(
+            self,
+            Self::Py35 | Self::Py40 | Self::Py41 | Self::Py42 | Self::Py43
+        )
     }
 
     /// Whether the tests drive it over TLS: PySpark 3.5 does nothing else once it has a token, and

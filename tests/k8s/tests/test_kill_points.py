@@ -161,6 +161,12 @@ def of(services: Services, cluster: str, status: str) -> list[str]:
     return [name for name, shown in sessions(services).items() if shown["cluster"] == cluster and shown["status"] == status]
 
 
+def active_sessions(services: Services, cluster: str, count: int) -> list[str]:
+    """Active sessions: those that are there, and new ones for creates that ended with their manager."""
+    active = of(services, cluster, "active")
+    return active + [services.berth("create", "--cluster", cluster, "--wait")["id"] for _ in range(count - len(active))]
+
+
 def create_idle(services: Services, counts: dict[str, int]) -> None:
     """Creates sessions and waits until they are idle, without pods."""
     for cluster, count in counts.items():
@@ -187,7 +193,7 @@ def test_kills_of_the_manager(stack: tuple[Services, ApiProxy]) -> None:
         ("warm", "wake", wake_warm),
     ]:
         commands = []
-        active = iter(of(services, cluster, "active"))
+        active = iter(active_sessions(services, cluster, len(kills)) if name == "close" else ())
         for point in kills:
             command = {
                 "create": lambda: ("create", "--cluster", cluster),

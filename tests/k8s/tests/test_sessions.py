@@ -337,8 +337,11 @@ def test_a_session_costs_two_writes_and_little_time(services: Services) -> None:
     made = api_writes() - before
     # A close may meet the end of the pod.
     made.pop("DELETE pods 404", None)
-    # The kubelet deletes a pod too, when its containers have ended.
-    assert made == {"POST pods 201": CREATES, "DELETE pods 200": 2 * CREATES}
+    # The kubelet deletes a pod too, when its containers have ended, and session-manager repeats a delete that its watch
+    # has not shown yet.
+    deletes = made.pop("DELETE pods 200")
+    assert 2 * CREATES <= deletes <= 3 * CREATES, deletes
+    assert made == {"POST pods 201": CREATES}
 
 
 def test_a_pod_that_is_deleted_is_replaced(services: Services) -> None:

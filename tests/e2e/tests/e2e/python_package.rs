@@ -30,7 +30,8 @@ const AT_ONCE: usize = 3;
 fn options(tls: Tls) -> StackOptions {
     StackOptions {
         tls,
-        proxy: "tokens.leeway = \"0s\"\ntokens.reattach_grace = \"0s\"\ntokens.interrupt_grace = \"0s\"".to_owned(),
+        proxy: "tokens.leeway = \"0s\"\ntokens.reattach_grace = \"0s\"\ntokens.interrupt_grace = \"0s\""
+            .to_owned(),
         manager: "[[orgs]]\nname = \"umbrella\"\nlimits = { live_sessions_per_owner = 1 }\n".to_owned(),
         ..StackOptions::default()
     }
@@ -60,7 +61,15 @@ async fn build() -> Result<TempDir> {
         anyhow::Ok(())
     };
     let source = repo().join("crates/cli/python").display().to_string();
-    pip(&["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", "wheel", &source]).await?;
+    pip(&[
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "--wheel-dir",
+        "wheel",
+        &source,
+    ])
+    .await?;
     let wheel = std::fs::read_dir(dir.path().join("wheel"))?
         .next()
         .context("no wheel")??;
@@ -104,11 +113,17 @@ impl Run<'_> {
             .stdin(Stdio::null())
             .kill_on_drop(true)
             .output();
-        let output = tokio::time::timeout(LIMIT, output).await.context("pytest hangs")??;
+        let output = tokio::time::timeout(LIMIT, output)
+            .await
+            .context("pytest hangs")??;
         let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
         let lines: Vec<&str> = text.lines().collect();
         let shown = lines[lines.len().saturating_sub(SHOWN_LINES)..].join("\n");
-        ensure!(output.status.success(), "{:?}: pytest failed\n{shown}", self.client);
+        ensure!(
+            output.status.success(),
+            "{:?}: pytest failed\n{shown}",
+            self.client
+        );
         let summary = lines.iter().rev().find(|line| line.contains(" passed"));
         summary
             .map(|line| (*line).to_owned())
@@ -239,14 +254,25 @@ async fn sign_in() -> Result<()> {
 #[ignore = "make test-python runs it: half an hour"]
 async fn matrix() -> Result<()> {
     let engines = std::env::var("ENGINES").unwrap_or_default();
-    let chosen = |engine: Engine| engines.is_empty() || engines.split_whitespace().any(|word| word == engine.cluster());
+    let chosen = |engine: Engine| {
+        engines.is_empty() || engines.split_whitespace().any(|word| word == engine.cluster())
+    };
     let plain = Arc::new(Stack::start_with(options(Tls::Off)).await?);
     let tls = Arc::new(Stack::start_with(options(Tls::Required)).await?);
     let places = Arc::new(Semaphore::new(AT_ONCE));
     let mut runs = JoinSet::new();
-    for engine in [Engine::Sail, Engine::Spark].into_iter().filter(|engine| chosen(*engine)) {
+    for engine in [Engine::Sail, Engine::Spark]
+        .into_iter()
+        .filter(|engine| chosen(*engine))
+    {
         for client in Client::chosen().into_iter().filter(|client| client.is_pyspark()) {
-            runs.spawn(one_of_matrix(plain.clone(), client, engine, false, places.clone()));
+            runs.spawn(one_of_matrix(
+                plain.clone(),
+                client,
+                engine,
+                false,
+                places.clone(),
+            ));
             if matches!(client, Client::Py35 | Client::Py43) {
                 runs.spawn(one_of_matrix(tls.clone(), client, engine, true, places.clone()));
             }
