@@ -113,7 +113,7 @@ load: ## The data path beside Envoy, nginx and haproxy, interleaved, under 5 min
 bench-floods: ## Calls beside floods of HTTP/2 frames, in a release build: p99 at most twice that of a direct call
 	cargo test --locked --profile dist -p spark-proxy --test alone floods -- --test-threads=1 --nocapture
 
-bench-latency: ## Latency that the proxy adds, against a direct call, interleaved
+bench-latency: ## Latency that the proxy adds to a direct call, and berth connect to the proxy, interleaved
 	@deploy/local/setup.sh run
 	cargo build --locked --release --workspace --bins
 	cargo run --locked --release -p e2e --bin latency

@@ -9,7 +9,7 @@ mod identity;
 mod keys;
 mod operations;
 mod orgs;
-mod sessions;
+pub(crate) mod sessions;
 mod tokens;
 mod watch;
 
@@ -18,7 +18,7 @@ use crate::args::{
     OrgCommand, SessionCommand, TokenCommand, TokenGroup,
 };
 use crate::settings::{self, Target};
-use crate::{Cli, Given, Output, doctor, output};
+use crate::{Cli, Given, Output, doctor, forward, output};
 use anyhow::{Result, bail};
 
 pub(crate) async fn run(cli: Cli, given: &Given) -> Result<()> {
@@ -61,6 +61,8 @@ pub(crate) async fn run(cli: Cli, given: &Given) -> Result<()> {
         }
         Command::Org { command } => orgs::run(&target, output, command.unwrap_or(OrgCommand::List)).await,
         Command::FlatPrincipal(command) => orgs::principal(&target, output, command).await,
+        Command::Connect(connect) => Box::pin(forward::connect(&target, output, *connect)).await,
+        Command::Exec(exec) => Box::pin(forward::exec(&target, *exec)).await,
         Command::Env(env) => environment::print(&target, output, env).await,
         Command::Open { session } => environment::open(&target, output, session).await,
         Command::Logout => identity::logout(&target, output).await,

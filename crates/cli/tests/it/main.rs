@@ -5,6 +5,7 @@
 mod completion;
 mod contexts;
 mod doctor;
+mod forward;
 mod login;
 mod sessions;
 mod support;
