@@ -105,7 +105,7 @@ fn admit(
         ));
     }
     let named = request.headers().get(&SESSION_ID);
-    if named.is_some_and(|named| named != shared.session_header) {
+    if named.is_some_and(|named| *named != shared.session_header) {
         return Err(Refused::new(
             Reason::SessionMismatch,
             "x-session-id names another session than the one of this `berth connect`. Remove it from the connection string, or connect to the forwarder of that session.",
@@ -185,7 +185,9 @@ impl Call<'_> {
                     if self.unprocessed >= MAX_UNPROCESSED || !self.body.rewind() {
                         return Err(unreachable_proxy(&why));
                     }
-                    self.pause(RETRY_DELAY).await;
+                    if self.unprocessed > 1 {
+                        self.pause(RETRY_DELAY).await;
+                    }
                 }
                 End::Rejected(head) => match self.next_token(&head, token).await? {
                     Some(next) => token = next,

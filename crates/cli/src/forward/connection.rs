@@ -104,9 +104,14 @@ impl ConnectionState {
         self.is_authenticated.store(true, Ordering::Relaxed);
     }
 
+    /// No call was admitted yet.
+    fn is_waiting(&self) -> bool {
+        !self.has_entered.load(Ordering::Relaxed)
+    }
+
     /// Counts the connection, once.
     pub(super) fn enter(&self, shared: &Shared) -> Result<(), Refused> {
-        if self.has_entered.load(Ordering::Relaxed) {
+        if !self.is_waiting() {
             return Ok(());
         }
         let Ok(permit) = Arc::clone(&shared.connections).try_acquire_owned() else {
@@ -183,7 +188,7 @@ async fn serve_http2(shared: &Arc<Shared>, stream: Box<dyn Stream>, state: Conne
     tokio::pin!(first_call);
     let mut is_draining = false;
     loop {
-        let is_waiting = !state.has_entered.load(Ordering::Relaxed);
+        let is_waiting = state.is_waiting();
         tokio::select! {
             biased;
             call = http.accept() => match call {
@@ -197,8 +202,13 @@ async fn serve_http2(shared: &Arc<Shared>, stream: Box<dyn Stream>, state: Conne
                 is_draining = true;
                 http.graceful_shutdown();
             }
-            () = state.seat.evicted.cancelled(), if is_waiting => break,
-            () = &mut first_call, if is_waiting => break,
+            () = state.seat.evicted.cancelled(), if is_waiting => {}
+            () = &mut first_call, if is_waiting => {}
+        }
+        // A call may have been admitted since the wait began.
+        let is_out_of_time = first_call.is_elapsed() || state.seat.evicted.is_cancelled();
+        if is_out_of_time && state.is_waiting() {
+            break;
         }
     }
     http.abrupt_shutdown(h2::Reason::NO_ERROR);

@@ -65,7 +65,8 @@ async fn run(target: &Target, mut args: Exec) -> Result<u8> {
     let access = access_of(&args.access, false)?;
     let listener = Listener::bind(Place::Port(port)).await?;
     let session = Session::open(target, args.session, args.new, &mut signals).await?;
-    let ran = match Server::start(target, session.id(), listener, access, &args.access).await {
+    let starting = Server::start(target, session.id(), listener, access, &args.access);
+    let ran = match signals.unless_stopped(starting).await {
         Ok(server) => {
             if args.access.trust_local_users {
                 output::note(server.access_note());

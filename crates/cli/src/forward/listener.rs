@@ -117,8 +117,12 @@ impl Client {
         let read = match self {
             Self::Tcp { stream, .. } => stream.peek(&mut first).await?,
             Self::Unix(stream) => {
-                let peek = || Ok(rustix::net::recv(stream, &mut first, RecvFlags::PEEK)?.0);
-                stream.async_io(Interest::READABLE, peek).await?
+                stream
+                    .async_io(Interest::READABLE, || {
+                        let (read, _) = rustix::net::recv(stream, &mut first, RecvFlags::PEEK)?;
+                        Ok(read)
+                    })
+                    .await?
             }
         };
         Ok((read > 0).then_some(first[0]))

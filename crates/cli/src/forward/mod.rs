@@ -73,7 +73,8 @@ async fn serve(
     args: &AccessArgs,
     signals: &mut Signals,
 ) -> Result<()> {
-    let server = Server::start(target, session.id(), listener, access, args).await?;
+    let starting = Server::start(target, session.id(), listener, access, args);
+    let server = signals.unless_stopped(starting).await?;
     announce(output, &server, session);
     tokio::select! {
         over = server.session_over() => bail!("{over}"),

@@ -4,9 +4,9 @@ use super::signals::Signals;
 use crate::args::{NewSession, SessionOptions};
 use crate::client::{self, explain};
 use crate::commands::sessions;
+use crate::output;
 use crate::progress::Progress;
 use crate::settings::Target;
-use crate::{Exit, output};
 use anyhow::{Result, bail};
 use session_proto::v1;
 use std::time::Duration;
@@ -45,15 +45,10 @@ impl Session {
             is_created: true,
         };
         let mut progress = Progress::new(&this.id);
-        let started = tokio::select! {
-            started = sessions::wait_for_end(target, created, &mut progress) => started.map(drop),
-            signal = signals.stop() => {
-                progress.clear();
-                let code = u8::try_from(128 + signal.as_raw()).unwrap_or(u8::MAX);
-                Err(Exit { code, text: String::new() }.into())
-            }
-        };
+        let starting = sessions::wait_for_end(target, created, &mut progress);
+        let started = signals.unless_stopped(starting).await;
         if let Err(error) = started {
+            progress.clear();
             this.close(target).await;
             return Err(error);
         }

@@ -1,5 +1,6 @@
 //! Signals that end `berth connect`, and that `berth exec` passes on.
 
+use crate::Exit;
 use anyhow::{Context as _, Result};
 use rustix::process::Signal;
 use tokio::signal::unix::{self, SignalKind};
@@ -37,6 +38,17 @@ impl Signals {
             _ = self.quit.recv() => Signal::QUIT,
             _ = self.user1.recv() => Signal::USR1,
             _ = self.user2.recv() => Signal::USR2,
+        }
+    }
+
+    /// The result of `work`, or an error with the exit code of the signal that ends it.
+    pub(super) async fn unless_stopped<T>(&mut self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        tokio::select! {
+            done = work => done,
+            signal = self.stop() => {
+                let code = u8::try_from(128 + signal.as_raw()).unwrap_or(u8::MAX);
+                Err(Exit { code, text: String::new() }.into())
+            }
         }
     }
 

@@ -363,10 +363,7 @@ mod tests {
             serial: 1,
             life,
             requested: Instant::now(),
-            requested_at: session_core::Timestamp::ZERO.after(
-                now.since(session_core::Timestamp::ZERO)
-                    .saturating_sub(age_by_day),
-            ),
+            requested_at: Timestamp::ZERO.after(now.since(Timestamp::ZERO).saturating_sub(age_by_day)),
         }
     }
 
