@@ -129,7 +129,7 @@ bench-tracing: ## What tracing at the default ratio costs a call, in instruction
 bench-floods: ## Calls beside floods of HTTP/2 frames, in a release build: p99 at most twice that of a direct call
 	cargo test --locked --profile dist -p spark-proxy --test alone floods -- --test-threads=1 --nocapture
 
-bench-latency: ## Latency that the proxy adds, against a direct call, interleaved
+bench-latency: ## Latency that the proxy adds to a direct call, and berth connect to the proxy, interleaved
 	@deploy/local/setup.sh run
 	cargo build --locked --release --workspace --bins
 	cargo run --locked --release -p e2e --bin latency

@@ -7,6 +7,7 @@ mod commands;
 mod config_file;
 mod definition;
 mod doctor;
+mod forward;
 mod key_dir;
 mod key_secret;
 mod keys;
@@ -44,7 +45,7 @@ const GLOBAL: &str = "Global options";
     version,
     max_term_width = 100,
     verbatim_doc_comment,
-    after_help = "A setting comes from its option, else its environment variable, else the context, else the default.\n\nExit codes: 0 done (also when the reader of the output closed it), 1 refused or failed (the reason is on stderr), 2 not a command, 10 to 16 faults of `berth doctor`, 130 interrupted."
+    after_help = "A setting comes from its option, else its environment variable, else the context, else the default.\n\nExit codes: 0 done (also when the reader of the output closed it), 1 refused or failed (the reason is on stderr), 2 not a command, 10 to 16 faults of `berth doctor`, 130 interrupted; `berth exec` has its own."
 )]
 struct Cli {
     #[command(flatten)]

@@ -71,6 +71,13 @@ fn groups_and_the_words_of_earlier_releases_are_accepted() {
         "berth whoami",
         "berth context set prod --manager https://m --unset ca --use",
         "berth context use prod",
+        "berth connect s-1",
+        "berth connect s-1 --port 0 --ttl 60s",
+        "berth connect s-1 --socket /tmp/s",
+        "berth connect --create --cluster c --catalog k --profile p --name n --label a=b",
+        "berth exec s-1 -- python job.py --flag",
+        "berth exec s-1 --default-port -- true",
+        "berth exec --create --cluster c -- true",
         "berth env s-1 --shell fish",
         "berth env --unset",
         "berth open",
@@ -106,6 +113,15 @@ fn what_is_incomplete_or_contradicts_itself_is_not_a_command() {
         "berth doctor --message-bytes 0",
         "berth audit --since yesterday",
         "berth audit --limit 0",
+        "berth connect",
+        "berth connect s-1 --create --cluster c",
+        "berth connect --create",
+        "berth connect s-1 --port 1 --socket /tmp/s",
+        "berth connect s-1 --max-calls 0",
+        "berth exec s-1",
+        "berth exec -- true",
+        "berth exec s-1 true",
+        "berth exec s-1 --port 1 --default-port -- true",
     ] {
         assert!(!parses(line), "{line}");
     }
@@ -145,6 +161,8 @@ fn the_help_shows_groups_and_global_options_apart() {
         "login",
         "context",
         "doctor",
+        "connect",
+        "exec",
     ] {
         assert!(listed(group), "{group} in {help}");
     }

@@ -90,6 +90,7 @@ pub mod config;
 pub mod connection;
 pub mod grpc;
 pub mod host;
+pub mod http2;
 pub mod http_client;
 pub mod limiter;
 pub mod limits;

@@ -1,12 +1,13 @@
 //! Generated code of Berth's APIs, and its conversions: [`convert`] to session-core, [`definition`]
-//! for clusters and catalogs in files, [`json`] for output, [`error`] for statuses, [`trailers`] for
-//! errors of a size that clients accept.
+//! for clusters and catalogs in files, [`json`] for output, [`error`] for statuses, [`reply`] for
+//! responses that end with one, [`trailers`] for errors of a size that clients accept.
 
 pub mod convert;
 pub mod definition;
 pub mod error;
 pub mod json;
 pub mod ports;
+pub mod reply;
 pub mod trailers;
 
 #[expect(

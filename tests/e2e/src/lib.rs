@@ -3,6 +3,7 @@
 //! `berth` command, and PySpark and Scala clients in several releases.
 
 pub mod collector;
+mod forwarder;
 mod gate;
 mod oidc;
 mod ports;
@@ -11,6 +12,7 @@ mod relay;
 mod server;
 mod stack;
 
+pub use forwarder::{Forwarder, signal_child};
 pub use gate::Gate;
 pub use local_stack::config::Tls;
 pub use local_stack::paths::{binary, home, installed, repo};

@@ -3,22 +3,25 @@
 
 mod admin;
 mod audit;
+mod forward;
 mod keys;
 mod local;
 mod session;
 
 pub(crate) use admin::{CatalogCommand, ClusterCommand, LimitArgs, OrgCommand, PrincipalCommand, Who};
 pub(crate) use audit::{Audit, Moment, Usage};
+pub(crate) use forward::{AccessArgs, Connect, Exec, NewSession};
 pub(crate) use keys::{KeySecret, Keys};
 pub(crate) use local::{
     CompletionShell, ContextCommand, ContextSet, Doctor, Env, Login, OidcArgs, Shell, UnsetField,
 };
 pub(crate) use session::{
     Create, FlatOperationCommand, FlatTokenCommand, Interrupt, OperationCommand, Revoke, SessionCommand,
-    TokenCommand, TokenGroup, Until, Update,
+    SessionOptions, TokenCommand, TokenGroup, Until, Update,
 };
 
 use clap::Subcommand;
+use forward::{CONNECT_EXAMPLES, EXEC_EXAMPLES};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -53,6 +56,13 @@ pub(crate) enum Command {
     Audit(Audit),
     /// Sum what sessions used, by owner and cluster.
     Usage(Usage),
+    /// Forward a local port to a session, for any Spark client: no token to
+    /// handle, renewed by itself.
+    #[command(after_help = CONNECT_EXAMPLES)]
+    Connect(Box<Connect>),
+    /// Run a program whose Spark client connects to a session.
+    #[command(after_help = EXEC_EXAMPLES)]
+    Exec(Box<Exec>),
     /// Print the environment variables with which a Spark client connects.
     Env(Env),
     /// Open the console in a browser, at a session if one is given.

@@ -173,6 +173,19 @@ pub(crate) struct Create {
     /// Cluster of the session: `berth cluster list` lists them.
     #[arg(long)]
     pub(crate) cluster: String,
+    #[command(flatten)]
+    pub(crate) options: SessionOptions,
+    /// Idempotency key: a repeat of the same command returns the same session.
+    #[arg(long)]
+    pub(crate) request_id: Option<String>,
+    /// Wait until the session is ready.
+    #[arg(short, long)]
+    pub(crate) wait: bool,
+}
+
+/// What a new session is like, beside its cluster.
+#[derive(Debug, Clone, Default, PartialEq, Eq, clap::Args)]
+pub(crate) struct SessionOptions {
     /// Default catalog: `berth catalog list` lists them.
     #[arg(long)]
     pub(crate) catalog: Option<String>,
@@ -198,15 +211,9 @@ pub(crate) struct Create {
     /// Maximum lifetime, e.g. 24h.
     #[arg(long, value_parser = humantime::parse_duration)]
     pub(crate) max_lifetime: Option<Duration>,
-    /// Idempotency key: a repeat of the same command returns the same session.
-    #[arg(long)]
-    pub(crate) request_id: Option<String>,
-    /// Wait until the session is ready.
-    #[arg(short, long)]
-    pub(crate) wait: bool,
 }
 
-impl Create {
+impl SessionOptions {
     pub(crate) fn labels(&self) -> BTreeMap<String, String> {
         self.labels.iter().cloned().collect()
     }

@@ -10,7 +10,7 @@ mod identity;
 mod keys;
 mod operations;
 mod orgs;
-mod sessions;
+pub(crate) mod sessions;
 mod tokens;
 mod watch;
 
@@ -19,7 +19,7 @@ use crate::args::{
     OrgCommand, SessionCommand, TokenCommand, TokenGroup,
 };
 use crate::settings::{self, Target};
-use crate::{Cli, Given, Output, doctor, output};
+use crate::{Cli, Given, Output, doctor, forward, output};
 use anyhow::{Result, bail};
 
 pub(crate) async fn run(cli: Cli, given: &Given) -> Result<()> {
@@ -64,6 +64,8 @@ pub(crate) async fn run(cli: Cli, given: &Given) -> Result<()> {
         Command::FlatPrincipal(command) => orgs::principal(&target, output, command).await,
         Command::Audit(args) => audit::audit(&target, output, args).await,
         Command::Usage(args) => audit::usage(&target, output, args).await,
+        Command::Connect(connect) => Box::pin(forward::connect(&target, output, *connect)).await,
+        Command::Exec(exec) => Box::pin(forward::exec(&target, *exec)).await,
         Command::Env(env) => environment::print(&target, output, env).await,
         Command::Open { session } => environment::open(&target, output, session).await,
         Command::Logout => identity::logout(&target, output).await,

@@ -1,6 +1,6 @@
 //! Session commands.
 
-use crate::args::{Create, Until, Update};
+use crate::args::{Create, SessionOptions, Until, Update};
 use crate::client::{self, explain};
 use crate::output::{self, distance, moment};
 use crate::progress::Progress;
@@ -24,18 +24,39 @@ const INTERRUPTED: u8 = 130;
 const MAX_PAGE: usize = 1000;
 
 pub(super) async fn create_session(target: &Target, output: Output, create: Create) -> Result<()> {
-    let labels = create.labels().into_iter().collect();
+    let Create {
+        cluster,
+        options,
+        request_id,
+        wait,
+    } = create;
+    let mut session = create_from(target, cluster, options, request_id).await?;
+    if wait {
+        session = wait_ready(target, session).await?;
+    }
+    show_session(output, &session);
+    Ok(())
+}
+
+/// Creates a session; its start continues.
+pub(crate) async fn create_from(
+    target: &Target,
+    cluster: String,
+    options: SessionOptions,
+    request_id: Option<String>,
+) -> Result<v1::Session> {
+    let labels = options.labels().into_iter().collect();
     let request = v1::CreateSessionRequest {
-        request_id: create.request_id.unwrap_or_default(),
-        cluster: create.cluster,
-        catalog: create.catalog.unwrap_or_default(),
-        name: create.name.unwrap_or_default(),
-        team: create.team.unwrap_or_default(),
+        request_id: request_id.unwrap_or_default(),
+        cluster,
+        catalog: options.catalog.unwrap_or_default(),
+        name: options.name.unwrap_or_default(),
+        team: options.team.unwrap_or_default(),
         labels,
-        idle_timeout: create.idle_timeout.map(convert::duration),
-        close_after_idle: create.close_after_idle.map(convert::duration),
-        max_lifetime: create.max_lifetime.map(convert::duration),
-        profile: create.profile.unwrap_or_default(),
+        idle_timeout: options.idle_timeout.map(convert::duration),
+        close_after_idle: options.close_after_idle.map(convert::duration),
+        max_lifetime: options.max_lifetime.map(convert::duration),
+        profile: options.profile.unwrap_or_default(),
     };
     let created = client::sessions(target)
         .await?
@@ -43,12 +64,7 @@ pub(super) async fn create_session(target: &Target, output: Output, create: Crea
         .await
         .map_err(explain)?
         .into_inner();
-    let mut session = created.session.unwrap_or_default();
-    if create.wait {
-        session = wait_ready(target, session).await?;
-    }
-    show_session(output, &session);
-    Ok(())
+    Ok(created.session.unwrap_or_default())
 }
 
 /// Waits until the start of a session has ended, and shows its phases. Ctrl-C
@@ -68,7 +84,8 @@ pub(super) async fn wait_ready(target: &Target, session: v1::Session) -> Result<
     }
 }
 
-async fn wait_for_end(
+/// [`wait_ready`] without an end by Ctrl-C.
+pub(crate) async fn wait_for_end(
     target: &Target,
     mut session: v1::Session,
     shown: &mut Progress,

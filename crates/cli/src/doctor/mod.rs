@@ -8,12 +8,12 @@
 mod apis;
 mod call;
 mod client;
-mod connection_string;
-mod fault;
+pub(crate) mod connection_string;
+pub(crate) mod fault;
 mod proxy;
 mod report;
 mod settings;
-mod transport;
+pub(crate) mod transport;
 
 use crate::args::Doctor;
 use crate::{Given, GlobalArgs};

@@ -6,6 +6,7 @@ mod audit;
 mod completion;
 mod contexts;
 mod doctor;
+mod forward;
 mod labels;
 mod login;
 mod sessions;

@@ -6,10 +6,10 @@
 use crate::call::forward::Exchange;
 use crate::grpc::framed;
 use crate::grpc::method::Method;
-use crate::grpc::reply::capacity;
 use crate::upstream::headers::toward_backend;
 use bytes::Bytes;
 use http::{Request, header};
+use service_kit::http2::capacity;
 use session_core::Engine;
 use session_proto::spark::config_request::{Get, Operation, operation::OpType};
 use session_proto::spark::{ConfigRequest, UserContext};

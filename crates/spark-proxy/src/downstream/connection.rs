@@ -9,7 +9,6 @@ use crate::call::{ConnectionState, handle};
 use crate::config::{LimitConfig, TlsMode};
 use crate::downstream::proxy_protocol::{self, ProxyHeaderError};
 use crate::downstream::read_pacing::{PacedIo, ReadPacing};
-use crate::grpc::headers;
 use crate::grpc::keepalive::{Keepalive, KeepaliveAction, KeepaliveConfig, KeepaliveState, TrackedIo};
 use crate::grpc::method;
 use crate::grpc::reply::ClientStream;
@@ -19,6 +18,7 @@ use anyhow::Context as _;
 use bytes::Bytes;
 use h2::server;
 use service_kit::connection::Conn;
+use service_kit::http2::list_size;
 use service_kit::limiter::{Permit, address_key};
 use session_core::Reason;
 use session_proto::error::Refused;
@@ -417,7 +417,7 @@ async fn check_call(
     state: &Rc<ConnectionState>,
     request: &http::Request<h2::RecvStream>,
 ) -> Result<(), Refused> {
-    if headers::list_size(request) > limits.header_list_bytes as usize {
+    if list_size(request) > limits.header_list_bytes as usize {
         return Err(headers_too_long(limits));
     }
     check_open_calls(limits, state, request.uri().path()).await

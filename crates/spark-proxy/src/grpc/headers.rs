@@ -1,7 +1,7 @@
 //! Request and response headers, edited in place: Berth's own and hop-by-hop headers are removed.
 
 use http::header::{HeaderMap, HeaderName, HeaderValue};
-use http::uri::{Authority, PathAndQuery};
+use service_kit::http2::{is_hop_by_hop, remove_matching};
 use std::time::Duration;
 
 /// Session id; must match the token.
@@ -28,51 +28,9 @@ pub(crate) fn at_most_one<'h>(
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct DuplicateHeader;
 
-/// Size of the header list, as HTTP/2 counts it.
-pub(crate) fn list_size<B>(request: &http::Request<B>) -> usize {
-    /// Overhead of each field.
-    const FIELD: usize = 32;
-    let uri = request.uri();
-    let pseudo = [
-        (":method", request.method().as_str()),
-        (":scheme", uri.scheme_str().unwrap_or_default()),
-        (":authority", uri.authority().map_or("", Authority::as_str)),
-        (":path", uri.path_and_query().map_or("", PathAndQuery::as_str)),
-    ];
-    let pseudo = pseudo.iter().map(|(name, value)| name.len() + value.len());
-    let named = request
-        .headers()
-        .iter()
-        .map(|(name, value)| name.as_str().len() + value.len());
-    pseudo.chain(named).map(|bytes| bytes + FIELD).sum()
-}
-
 /// Prepares the backend's response headers for the client.
 pub(crate) fn toward_client(headers: &mut HeaderMap) {
     remove_matching(headers, is_hop_by_hop);
-}
-
-/// Whether a header is for one connection only; h2 itself accepts most of these from no peer.
-pub(crate) fn is_hop_by_hop(name: &str) -> bool {
-    matches!(
-        name,
-        "connection"
-            | "keep-alive"
-            | "proxy-connection"
-            | "proxy-authorization"
-            | "transfer-encoding"
-            | "upgrade"
-            | "host"
-    )
-}
-
-/// Removes the headers whose names match: few or none in nearly every request, so that a look at
-/// the names costs less than the look-up of each.
-pub(crate) fn remove_matching(headers: &mut HeaderMap, matches: impl Fn(&str) -> bool) {
-    while let Some(name) = headers.keys().find(|name| matches(name.as_str())) {
-        let name = name.clone();
-        headers.remove(name);
-    }
 }
 
 /// Parses the client's deadline: up to eight digits and a unit.
@@ -111,18 +69,6 @@ mod tests {
         for text in ["", "S", "20", "123456789S", "-1S", "1 S", "1x"] {
             assert_eq!(read(text), None, "{text:?}");
         }
-    }
-
-    #[test]
-    fn header_lists_are_counted_as_http2_counts_them() {
-        let request = http::Request::post("http://localhost/path")
-            .header("ab", "cde")
-            .body(())
-            .unwrap();
-        let bytes = [":method", "POST", ":scheme", "http", ":authority", "localhost"];
-        let bytes: usize = bytes.iter().map(|text| text.len()).sum();
-        let rest = ":path".len() + "/path".len() + "ab".len() + "cde".len();
-        assert_eq!(list_size(&request), bytes + rest + 5 * 32);
     }
 
     #[test]

@@ -2,18 +2,20 @@
 //! afterwards. Never a bare HTTP status.
 
 use crate::grpc::unsent::Unsent;
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{Reason, SendStream};
 use http::{HeaderMap, HeaderValue, Response, header};
+use service_kit::http2::{Closed, poll_capacity};
 use session_core::Reason as Why;
 use session_proto::error::{REASON_TRAILER, Refused};
 use session_proto::ports::{Port, check_sent};
+use session_proto::reply::{self, trailers_only};
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use tonic::Status;
 use tonic::metadata::MetadataValue;
 
@@ -72,7 +74,7 @@ impl ClientStream {
         let mut state = self.state.borrow_mut();
         let sent = match &mut *state {
             StreamState::Fresh(respond) => respond.send_response(trailers_only(status), true).map(|_| ()),
-            StreamState::Begun(stream) => stream.send_trailers(trailers(status)),
+            StreamState::Begun(stream) => stream.send_trailers(reply::trailers(status)),
             StreamState::Done => Ok(()),
         };
         if sent.is_err() {
@@ -87,7 +89,7 @@ impl ClientStream {
         head.headers_mut().insert(header::CONTENT_TYPE, GRPC);
         self.begin(head, false)?;
         self.data(message, false)?;
-        self.trailers(trailers(&Status::ok("")))
+        self.trailers(reply::trailers(&Status::ok("")))
     }
 
     /// Sends response headers; `end` means that nothing follows.
@@ -192,82 +194,11 @@ impl Drop for ClientStream {
     }
 }
 
-/// Waits until a stream can take more; returns how much. h2 buffers data beyond the window.
-pub(crate) async fn capacity<B: Buf>(stream: &mut SendStream<B>, len: usize) -> Result<usize, Closed> {
-    poll_fn(|cx| poll_capacity(stream, len, cx)).await
-}
-
-fn poll_capacity<B: Buf>(
-    stream: &mut SendStream<B>,
-    len: usize,
-    cx: &mut Context<'_>,
-) -> Poll<Result<usize, Closed>> {
-    if len == 0 {
-        return Poll::Ready(Ok(0));
-    }
-    stream.reserve_capacity(len);
-    while stream.capacity() == 0 {
-        match ready!(stream.poll_capacity(cx)) {
-            Some(Ok(_)) => {}
-            Some(Err(_)) | None => return Poll::Ready(Err(Closed)),
-        }
-    }
-    Poll::Ready(Ok(stream.capacity()))
-}
-
-/// The peer accepts no more data.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Closed;
-
 const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
-
-fn trailers_only(status: &Status) -> Response<()> {
-    let mut response = Response::new(());
-    *response.headers_mut() = trailers(status);
-    response.headers_mut().insert(header::CONTENT_TYPE, GRPC);
-    fit(response.headers_mut());
-    response
-}
 
 /// Cuts headers to the size that gRPC clients accept.
 fn fit(headers: &mut HeaderMap) {
     if session_proto::trailers::fit(headers) {
         tracing::debug!(status = ?headers.get("grpc-status"), "trailers cut to the limit of gRPC clients");
-    }
-}
-
-fn trailers(status: &Status) -> HeaderMap {
-    let mut trailers = HeaderMap::with_capacity(5);
-    if status.add_header(&mut trailers).is_err() {
-        // Some part is not a valid header value; the code alone always is.
-        trailers.clear();
-        trailers.insert("grpc-status", HeaderValue::from(i32::from(status.code())));
-    }
-    fit(&mut trailers);
-    trailers
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_error_is_a_complete_trailers_only_response() {
-        let status = Refused::new(Why::SessionClosed, "Geschlossen: ä\n100 %").into_status();
-        let response = trailers_only(&status);
-        assert_eq!(response.status(), 200);
-        let headers = response.headers();
-        assert_eq!(headers["content-type"], "application/grpc");
-        assert_eq!(headers["grpc-status"], "9");
-        assert_eq!(headers["grpc-message"], "Geschlossen:%20%C3%A4%0A100%20%25");
-        assert_eq!(headers["berth-reason"], "SESSION_CLOSED");
-        assert!(
-            !headers["grpc-status-details-bin"]
-                .to_str()
-                .unwrap()
-                .ends_with('=')
-        );
-        let back = Status::from_header_map(headers).unwrap();
-        assert_eq!(session_proto::error::reason_of(&back), Some(Why::SessionClosed));
     }
 }

@@ -1,10 +1,11 @@
 //! Headers of requests to compute.
 
-use crate::grpc::headers::{SESSION_ID, is_hop_by_hop, remove_matching};
+use crate::grpc::headers::SESSION_ID;
 use crate::grpc::method::Method;
 use crate::routes::Backend;
 use http::header::{self, HeaderName, HeaderValue};
 use http::uri::{Scheme, Uri};
+use service_kit::http2::{is_hop_by_hop, remove_matching};
 
 static GRPC_ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-encoding");
 

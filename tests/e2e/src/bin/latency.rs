@@ -1,10 +1,11 @@
-//! What the proxy adds to a small call: `AnalyzePlan(spark_version)` on one
-//! real Sail server, direct and through spark-proxy in turn, on one connection
-//! each, one call at a time. The backend does real work, so the difference of
-//! the two is the figure; the load rig compares proxies on a bare backend.
+//! What spark-proxy and `berth connect` add to a small call:
+//! `AnalyzePlan(spark_version)` on one real Sail server, direct, through
+//! spark-proxy, and through both in turn, on one connection each, one call at a
+//! time. The backend does real work, so the differences are the figures; the
+//! load rig compares proxies on a bare backend.
 
 use anyhow::{Context, Result};
-use e2e::{Engine, Stack, repo};
+use e2e::{Engine, Forwarder, Stack, repo};
 use serde_json::json;
 use session_proto::spark::analyze_plan_request::{Analyze, SparkVersion};
 use session_proto::spark::spark_connect_service_client::SparkConnectServiceClient;
@@ -19,20 +20,22 @@ const CALLS: usize = 400;
 
 struct Way {
     client: SparkConnectServiceClient<Channel>,
-    bearer: Option<MetadataValue<Ascii>>,
+    /// Name and value of the credential.
+    credential: Option<(&'static str, MetadataValue<Ascii>)>,
     spark_session: String,
 }
 
 impl Way {
-    async fn new(uri: String, bearer: Option<String>) -> Result<Self> {
+    async fn new(uri: String, credential: Option<(&'static str, String)>) -> Result<Self> {
         let channel = Endpoint::from_shared(uri)?.tcp_nodelay(true).connect().await?;
-        let bearer = bearer
-            .map(|token| format!("Bearer {token}").parse())
-            .transpose()?;
+        let credential = match credential {
+            Some((name, value)) => Some((name, value.parse()?)),
+            None => None,
+        };
         let spark_session = uuid::Uuid::new_v4().to_string();
         Ok(Self {
             client: SparkConnectServiceClient::new(channel),
-            bearer,
+            credential,
             spark_session,
         })
     }
@@ -44,8 +47,8 @@ impl Way {
             analyze: Some(Analyze::SparkVersion(SparkVersion {})),
             ..AnalyzePlanRequest::default()
         });
-        if let Some(bearer) = &self.bearer {
-            request.metadata_mut().insert("authorization", bearer.clone());
+        if let Some((name, value)) = &self.credential {
+            request.metadata_mut().insert(*name, value.clone());
         }
         let begun = Instant::now();
         self.client.analyze_plan(request).await?;
@@ -69,56 +72,79 @@ fn spread(mut values: Vec<f64>) -> serde_json::Value {
     json!({"min": at(0), "median": at(values.len() / 2), "max": at(values.len() - 1)})
 }
 
+/// Names of the ways, in the order of [`ways`].
+const WAYS: [&str; 3] = ["direct", "proxied", "forwarded"];
+
+/// Straight to Sail, through spark-proxy, and through `berth connect` and spark-proxy.
+async fn ways(stack: &Stack, session: &str, forwarder: &Forwarder) -> Result<[Way; 3]> {
+    let token = stack.token("ada", session)?;
+    let direct = stack.backend_url(session).await?;
+    let direct = direct
+        .strip_prefix("sc://localhost:")
+        .context("a direct address")?;
+    let bearer = |token: &str| ("authorization", format!("Bearer {token}"));
+    let (address, secret) = forwarder.parts()?;
+    Ok([
+        Way::new(format!("http://127.0.0.1:{direct}"), None).await?,
+        Way::new(format!("http://{}", stack.proxy_address), Some(bearer(&token))).await?,
+        Way::new(
+            format!("http://{address}"),
+            Some(("x-berth-secret", secret.to_owned())),
+        )
+        .await?,
+    ])
+}
+
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
     let stack = Stack::start().await?;
     let session = stack.session("ada", Engine::Sail, &[])?;
-    let token = stack.token("ada", &session)?;
-    let direct = stack.backend_url(&session).await?;
-    let direct = direct
-        .strip_prefix("sc://localhost:")
-        .context("a direct address")?;
-    let mut direct = Way::new(format!("http://127.0.0.1:{direct}"), None).await?;
-    let mut proxied = Way::new(format!("http://{}", stack.proxy_address), Some(token)).await?;
+    let forwarder = Forwarder::start(&stack, "ada", &[&session]).await?;
+    let mut ways = ways(&stack, &session, &forwarder).await?;
 
-    direct.round().await?;
-    proxied.round().await?;
-    let (mut direct_rounds, mut proxied_rounds) = (Vec::new(), Vec::new());
+    for way in &mut ways {
+        way.round().await?;
+    }
+    let mut rounds = [const { Vec::new() }; 3];
     for round in 0..ROUNDS {
         // Turns change, so that drift of the machine favours nobody.
-        if round % 2 == 0 {
-            direct_rounds.push(direct.round().await?);
-            proxied_rounds.push(proxied.round().await?);
-        } else {
-            proxied_rounds.push(proxied.round().await?);
-            direct_rounds.push(direct.round().await?);
+        for turn in 0..3 {
+            let place = (round + turn) % 3;
+            rounds[place].push(ways[place].round().await?);
         }
     }
-    let column =
-        |rounds: &[[f64; 2]], place: usize| rounds.iter().map(|round| round[place]).collect::<Vec<_>>();
-    let added: Vec<f64> = proxied_rounds
-        .iter()
-        .zip(&direct_rounds)
-        .map(|(p, d)| p[0] - d[0])
-        .collect();
-    let result = json!({
+    report(&rounds)
+}
+
+fn report(rounds: &[Vec<[f64; 2]>; 3]) -> Result<()> {
+    let column = |way: usize, place: usize| rounds[way].iter().map(|round| round[place]).collect::<Vec<_>>();
+    let added = |way: usize, to: usize| -> Vec<f64> {
+        let pairs = rounds[way].iter().zip(&rounds[to]);
+        pairs.map(|(with, without)| with[0] - without[0]).collect()
+    };
+    let mut result = json!({
         "what": "AnalyzePlan(spark_version) on Sail, one call at a time, plaintext, microseconds",
         "rounds": ROUNDS, "calls_per_round": CALLS,
-        "direct_p50": spread(column(&direct_rounds, 0)), "direct_p99": spread(column(&direct_rounds, 1)),
-        "proxied_p50": spread(column(&proxied_rounds, 0)), "proxied_p99": spread(column(&proxied_rounds, 1)),
-        "added_p50": spread(added),
+        "added_p50": spread(added(1, 0)), "forwarder_added_p50": spread(added(2, 1)),
     });
-    println!("{:<14}{:>10}{:>10}{:>10}", "µs", "min", "median", "max");
+    for (way, name) in WAYS.iter().enumerate() {
+        result[format!("{name}_p50")] = spread(column(way, 0));
+        result[format!("{name}_p99")] = spread(column(way, 1));
+    }
+    println!("{:<20}{:>10}{:>10}{:>10}", "µs", "min", "median", "max");
     for row in [
         "direct_p50",
         "proxied_p50",
+        "forwarded_p50",
         "added_p50",
+        "forwarder_added_p50",
         "direct_p99",
         "proxied_p99",
+        "forwarded_p99",
     ] {
         let of = |what: &str| result[row][what].as_f64().unwrap_or(0.0);
         println!(
-            "{row:<14}{:>10.1}{:>10.1}{:>10.1}",
+            "{row:<20}{:>10.1}{:>10.1}{:>10.1}",
             of("min"),
             of("median"),
             of("max")

@@ -14,6 +14,7 @@ mod connect;
 mod console;
 mod engine_words;
 mod errors;
+mod forwarder;
 mod fresh_clients;
 mod idle;
 mod isolation;

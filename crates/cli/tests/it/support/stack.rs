@@ -114,6 +114,12 @@ impl Stack {
         address
     }
 
+    /// Another token-issuer of the same stack, whose connection strings name `proxy`.
+    pub(crate) async fn issuer_for(&mut self, proxy: SocketAddr) -> SocketAddr {
+        let jwks = free_address().await;
+        start_issuer(self.dir.path(), self.internal, jwks, proxy, &mut self.all).await
+    }
+
     fn start_proxy(&mut self, data: TcpListener, manager: SocketAddr, more: &str) {
         let text = format!(
             "listen.address = \"127.0.0.1:0\"\n{more}admin.address = \"127.0.0.1:0\"\n\

@@ -4,6 +4,7 @@ use crate::call_error::{CallError, backend_lost};
 use crate::upstream::Body;
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
+use service_kit::http2::is_not_processed;
 use std::future::poll_fn;
 use std::task::{Context, Poll, ready};
 
@@ -55,15 +56,9 @@ pub(super) async fn trailers(body: &mut Body) -> Result<Option<HeaderMap>, CallE
         .map_err(|error| stream_error(&error))
 }
 
-/// Classifies the loss of an upstream stream. Only REFUSED_STREAM, or a GOAWAY below the stream id,
-/// proves that nothing was processed.
+/// Classifies the loss of an upstream stream.
 pub(super) fn stream_error(error: &h2::Error) -> CallError {
-    let refused = error.is_remote()
-        && match error.reason() {
-            Some(h2::Reason::REFUSED_STREAM) => error.is_reset(),
-            Some(h2::Reason::NO_ERROR) => error.is_go_away(),
-            _ => false,
-        };
+    let refused = is_not_processed(error);
     tracing::debug!(%error, refused, "compute stream lost");
     if refused {
         CallError::NotProcessed
