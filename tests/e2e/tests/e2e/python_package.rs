@@ -212,11 +212,7 @@ async fn oldest_pyspark_on_sail() -> Result<()> {
 #[tokio::test]
 async fn newest_pyspark_on_spark() -> Result<()> {
     let stack = Stack::start_with(options(Tls::Off)).await?;
-    let args = [
-        "tests/stack/test_renewal.py",
-        "tests/stack/test_notebook.py",
-        "tests/stack/test_interrupt.py",
-    ];
+    let args = ["tests/stack/test_renewal.py", "tests/stack/test_notebook.py"];
     let summary = on_stack(&stack, Client::Py43, Engine::Spark, false, &args).await?;
     println!("{summary}");
     Ok(())

@@ -166,12 +166,14 @@ class _Connector:
     def connect(self) -> Session:
         with self.control.manager() as api:
             record, created = self._find_or_create(api)
-            owned = created and self.wanted.name is None
+            owned = created and self.wanted.name is None or _session.is_owned(record.id)
             try:
                 record = self._wait(api, record)
                 with _session.opening():
                     made = _session.find(record.id) or self._open(api, record, owned)
             except StartTimeout:
+                if owned:
+                    _session.close_at_exit(self.control, record.id)
                 raise
             except BaseException:
                 if owned:
@@ -193,10 +195,10 @@ class _Connector:
         issued = tokens.issued
         security = Security(issued.tls, self.control.settings.ca, self.control.settings.insecure)
         spark = _pyspark.new_session(record.id, issued.endpoint, security, tokens)
-        made = Session(self.control, record, tokens, spark, owned)
+        made = Session(self.control, record, tokens, spark)
         _pyspark.attach(spark, made)
         _session.remember(made)
-        _session.close_at_exit()
+        _session.close_at_exit(self.control, record.id if owned else None)
         if self.check_versions:
             self._advise(api, made)
         return made

@@ -28,13 +28,11 @@ class Session:
     :func:`berth.session` makes it, and ``spark.berth`` is that of a SparkSession.
     """
 
-    def __init__(self, control: ControlPlane, record: m.Session, tokens: SessionTokens, spark: Any, owned: bool) -> None:
+    def __init__(self, control: ControlPlane, record: m.Session, tokens: SessionTokens, spark: Any) -> None:
         self._control = control
         self._tokens = tokens
         self._lock = threading.Lock()
         self._closed = False
-        self._owned = owned
-        self._pid = os.getpid()
         #: Its id, ``s-…``.
         self.id: str = record.id
         #: Its name; empty if it has none.
@@ -113,15 +111,6 @@ class Session:
         with self._control.manager() as api:
             return described(api.call("SessionService", m.DescribeSessionRequest(self.id), m.DescribeSessionResponse))
 
-    def _at_exit(self) -> None:
-        # No call on Spark's channel: its call credentials need a thread, and none starts while Python exits.
-        self.stop_spark()
-        if not self._owned or self._closed:
-            return
-        with contextlib.suppress(Exception), self._control.manager() as api:
-            request = m.CloseSessionRequest(self.id)
-            api.call("SessionService", request, m.CloseSessionResponse, timeout=_EXIT_TIMEOUT, patient=False)
-
 
 def described(reply: Any) -> m.Session:
     """The session of a reply."""
@@ -142,6 +131,8 @@ def status_name(record: m.Session) -> str:
 # ---- the sessions of this process ------------------------------------------------------------------------------
 
 _sessions: dict[str, Session] = {}
+#: Sessions that nobody else can name: they are closed when Python exits.
+_owned: dict[str, ControlPlane] = {}
 _sessions_lock = threading.Lock()
 _opening = threading.RLock()
 
@@ -177,15 +168,26 @@ def session_of(spark: Any) -> Session:
     return session
 
 
+def is_owned(session_id: str) -> bool:
+    """Whether it is closed when Python exits."""
+    return session_id in _owned
+
+
 def _forget(session: Session) -> None:
     with _sessions_lock:
         if _sessions.get(session.id) is session:
             del _sessions[session.id]
+        _owned.pop(session.id, None)
 
 
-def _close_all() -> None:
+def _at_exit() -> None:
+    # No call on Spark's channel: its call credentials need a thread, and none starts while Python exits.
     for session in list(_sessions.values()):
-        session._at_exit()
+        session.stop_spark()
+    for session_id, control in list(_owned.items()):
+        with contextlib.suppress(Exception), control.manager() as api:
+            request = m.CloseSessionRequest(session_id)
+            api.call("SessionService", request, m.CloseSessionResponse, timeout=_EXIT_TIMEOUT, patient=False)
 
 
 def _after_fork_in_child() -> None:
@@ -193,12 +195,18 @@ def _after_fork_in_child() -> None:
     global _sessions_lock, _opening
     _sessions_lock, _opening = threading.Lock(), threading.RLock()
     _sessions.clear()
+    _owned.clear()
 
 
-def close_at_exit() -> None:
-    """Runs before the exit calls of PySpark's clients that exist now, which would wake the session."""
-    atexit.unregister(_close_all)
-    atexit.register(_close_all)
+def close_at_exit(control: ControlPlane, owned: str | None) -> None:
+    """Stops the SparkSessions when Python exits, and closes the session ``owned``.
+
+    It runs before the exit calls of PySpark's clients that exist now, which would wake the session.
+    """
+    if owned is not None:
+        _owned[owned] = control
+    atexit.unregister(_at_exit)
+    atexit.register(_at_exit)
 
 
 if hasattr(os, "register_at_fork"):

@@ -22,7 +22,7 @@ from berth import _session
 STACK = json.loads(os.environ.get("BERTH_TEST", "null"))
 ENGINE = STACK and STACK["engine"]
 #: Apache Spark takes a quarter of a minute to start, more beside other tests.
-START = 120
+START = 300
 LINE = tuple(int(part) for part in __import__("pyspark").__version__.split(".")[:2])
 
 #: PySpark 4.3 cannot read a limit of Sail 0.7.2 for local data ("3GB" instead of bytes), with and without Berth.
@@ -101,7 +101,7 @@ def until(what, check, limit=60.0):
 def python(program, *args, **variables):
     """Runs a program with this Python and PySpark to its end; returns what it printed."""
     env = {**os.environ, **variables}
-    done = subprocess.run([sys.executable, "-c", program, *args], env=env, capture_output=True, text=True, timeout=180)
+    done = subprocess.run([sys.executable, "-c", program, *args], env=env, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -163,8 +163,8 @@ spark.range(1).count()
 child = os.fork()
 if child == 0:
     # What the child would close at its exit.
-    ok = not _session._sessions
-    _session._close_all()
+    ok = not _session._sessions and not _session._owned
+    _session._at_exit()
     os._exit(0 if ok else 1)
 _, status = os.waitpid(child, 0)
 print(os.waitstatus_to_exitcode(status), spark.berth.status, spark.range(3).count())

@@ -6,14 +6,18 @@ import pytest
 from conftest import (
     ENGINE,
     STACK,
+    START,
     as_notebook,
     assert_hidden,
     command,
     connect,
     on_sail,
     one,
+    python,
     renderings,
     secrets_of,
+    status_of,
+    until,
     with_locals,
 )
 
@@ -135,9 +139,20 @@ def test_a_start_that_takes_too_long():
     assert isinstance(error, berth.StartTimeout)
     made = error.text.split()[1]
     assert f"berth.connect('{made}') waits again" in str(error)
-    session = berth.session(made, timeout=120)
+    session = berth.session(made, timeout=START)
     assert one(session.spark) == 10
     session.close()
+
+
+@on_sail
+def test_a_session_that_never_started_is_closed_when_python_exits():
+    program = (
+        "import berth\n"
+        "try: berth.connect(cluster='sail', timeout=1e-6)\n"
+        "except berth.StartTimeout as error: print(error.text.split()[1])\n"
+    )
+    made = python(program).strip()
+    until("closed", lambda: status_of(made) == "closed", 10)
 
 
 def test_a_session_that_failed():
