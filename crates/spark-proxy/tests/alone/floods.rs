@@ -85,9 +85,17 @@ struct Beside {
 }
 
 impl Beside {
+    /// The p99 beside the flood as a multiple of what calls take without one. A call through a proxy
+    /// waits for a processor twice as often as a direct one, so on a busy machine a spared proxy
+    /// alone may need more than twice a direct call.
     fn ratio(&self) -> f64 {
         let flooded = self.flooded.saturating_sub(NOISE);
-        flooded.as_secs_f64() / self.direct.max(self.alone).as_secs_f64()
+        let others = self.direct.max(self.alone).max(self.spared);
+        flooded.as_secs_f64() / others.as_secs_f64()
+    }
+
+    fn of_direct(&self) -> f64 {
+        self.flooded.as_secs_f64() / self.direct.max(self.alone).as_secs_f64()
     }
 }
 
@@ -158,13 +166,10 @@ async fn floods_of_frames_do_not_slow_other_clients() {
         let mut ratios = Vec::new();
         for _ in 0..ROUNDS {
             let beside = beside(&many, number % 2 == 0).await;
-            let spared = beside.spared.as_secs_f64() / beside.direct.as_secs_f64();
-            println!(
-                "{what}: {:.2} ×, without a flood {spared:.2} ×, {beside:?}",
-                beside.ratio()
-            );
+            let (ratio, of_direct) = (beside.ratio(), beside.of_direct());
+            println!("{what}: {ratio:.2} ×, {of_direct:.2} × direct or alone, {beside:?}");
             assert!(beside.more_mib <= MAX_MORE_MIB, "{what}: {beside:?}");
-            ratios.push(beside.ratio());
+            ratios.push(ratio);
         }
         ratios.sort_by(f64::total_cmp);
         let median = ratios[ratios.len() / 2];
