@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tokio::process::Command;
 use tokio::sync::{OnceCell, Semaphore};
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, LocalSet};
 
 /// The longest run of pytest.
 const LIMIT: Duration = Duration::from_secs(1500);
@@ -249,12 +249,15 @@ async fn sign_in() -> Result<()> {
 #[tokio::test]
 #[ignore = "make test-python runs it: half an hour"]
 async fn matrix() -> Result<()> {
+    // The start of a stack stays on its thread.
+    LocalSet::new().run_until(run_matrix()).await
+}
+
+async fn run_matrix() -> Result<()> {
     let engines = std::env::var("ENGINES").unwrap_or_default();
     let chosen = |engine: Engine| {
         engines.is_empty() || engines.split_whitespace().any(|word| word == engine.cluster())
     };
-    let plain = Arc::new(Stack::start_with(options(Tls::Off)).await?);
-    let tls = Arc::new(Stack::start_with(options(Tls::Required)).await?);
     let places = Arc::new(Semaphore::new(AT_ONCE));
     let mut runs = JoinSet::new();
     for engine in [Engine::Sail, Engine::Spark]
@@ -262,15 +265,9 @@ async fn matrix() -> Result<()> {
         .filter(|engine| chosen(*engine))
     {
         for client in Client::chosen().into_iter().filter(|client| client.is_pyspark()) {
-            runs.spawn(one_of_matrix(
-                plain.clone(),
-                client,
-                engine,
-                false,
-                places.clone(),
-            ));
+            runs.spawn_local(one_of_matrix(client, engine, Tls::Off, places.clone()));
             if matches!(client, Client::Py35 | Client::Py43) {
-                runs.spawn(one_of_matrix(tls.clone(), client, engine, true, places.clone()));
+                runs.spawn_local(one_of_matrix(client, engine, Tls::Required, places.clone()));
             }
         }
     }
@@ -281,18 +278,14 @@ async fn matrix() -> Result<()> {
     Ok(())
 }
 
-/// The failure, if it failed.
-async fn one_of_matrix(
-    stack: Arc<Stack>,
-    client: Client,
-    engine: Engine,
-    tls: bool,
-    places: Arc<Semaphore>,
-) -> Option<String> {
+/// The failure, if it failed. Each has a stack of its own: the limits of the
+/// accounts are for one run.
+async fn one_of_matrix(client: Client, engine: Engine, tls: Tls, places: Arc<Semaphore>) -> Option<String> {
     let _place = places.acquire().await.ok()?;
     let begun = Instant::now();
     let run = async {
-        let mut test = stack_of(&stack, engine, tls)?;
+        let stack = Stack::start_with(options(tls)).await?;
+        let mut test = stack_of(&stack, engine, tls == Tls::Required)?;
         // Long enough for Spark to end its stream, so that PySpark reattaches.
         test["long"] = true.into();
         let run = Run {
@@ -302,7 +295,7 @@ async fn one_of_matrix(
         };
         run.finish().await
     };
-    let transport = if tls { "TLS" } else { "plaintext" };
+    let transport = if tls == Tls::Required { "TLS" } else { "plaintext" };
     let which = format!("{client:?} on {} in {transport}", engine.cluster());
     match run.await {
         Ok(summary) => {

@@ -100,9 +100,8 @@ def connect(
     if isinstance(credential, str):
         credential = Secret(credential)
     _pyspark.check()
-    wanted = Wanted(
-        session, cluster, catalog, name, dict(labels or {}), None if idle is None else parse_time("idle", idle), profile, team
-    )
+    idle_timeout = None if idle is None else parse_time("idle", idle)
+    wanted = Wanted(session, cluster, catalog, name, dict(labels or {}), idle_timeout, profile, team)
     _check(wanted)
     settings = _settings.resolve(context, manager, issuer, ca, insecure, credential)
     limit, ttl = parse_time("timeout", timeout), None if token_ttl is None else parse_time("token_ttl", token_ttl)

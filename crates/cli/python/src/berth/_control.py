@@ -95,7 +95,8 @@ class Api:
         if code in ("UNAVAILABLE", "DEADLINE_EXCEEDED"):
             return Unreachable(
                 f"{self._address} does not answer: {text.splitlines()[0]}.",
-                next_step="check manager= and issuer= (BERTH_MANAGER, BERTH_ISSUER) and ca=; `berth doctor` finds the cause",
+                next_step="check manager= and issuer= (BERTH_MANAGER, BERTH_ISSUER) and ca=; "
+                "`berth doctor` finds the cause",
             )
         if code == "UNIMPLEMENTED":
             return ConfigurationError(

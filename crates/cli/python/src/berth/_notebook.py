@@ -6,7 +6,7 @@ import argparse
 import shlex
 from typing import Any, NoReturn
 
-from . import _pyspark, _session
+from . import _session
 from ._connect import connect, parse_time
 from ._progress import Progress
 from ._session import Session
@@ -161,7 +161,8 @@ class QueryProgress:
         self._progress = Progress()
         self._progress.show("running")
         self._spark = spark
-        self._registers = hasattr(spark, "registerProgressHandler") and (_pyspark.minor(_pyspark.version()) or (0, 0)) >= (4, 0)
+        # 3.5 has none, and shows the seconds only.
+        self._registers = hasattr(spark, "registerProgressHandler")
         if self._registers:
             spark.registerProgressHandler(self._handle)
 

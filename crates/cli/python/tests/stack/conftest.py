@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 import uuid
@@ -25,8 +26,8 @@ ENGINE = STACK and STACK["engine"]
 START = 300
 LINE = tuple(int(part) for part in __import__("pyspark").__version__.split(".")[:2])
 
-#: PySpark 4.3 cannot read a limit of Sail 0.7.2 for local data ("3GB" instead of bytes), with and without Berth.
-LOCAL_DATA = not (ENGINE == "sail" and LINE >= (4, 3))
+#: PySpark 4.2 cannot read a limit of Sail 0.7.2 for local data ("3GB" instead of bytes), with and without Berth.
+LOCAL_DATA = not (ENGINE == "sail" and LINE >= (4, 2))
 
 on_sail = pytest.mark.skipif(ENGINE != "sail", reason="for Sail")
 on_spark = pytest.mark.skipif(ENGINE != "spark", reason="for Apache Spark")
@@ -101,7 +102,12 @@ def until(what, check, limit=60.0):
 def python(program, *args, **variables):
     """Runs a program with this Python and PySpark to its end; returns what it printed."""
     env = {**os.environ, **variables}
-    done = subprocess.run([sys.executable, "-c", program, *args], env=env, capture_output=True, text=True, timeout=400)
+    with tempfile.NamedTemporaryFile("w", suffix=".py") as file:
+        # PySpark 4.2 does not run in `python -c`.
+        file.write(program)
+        file.flush()
+        command = [sys.executable, file.name, *args]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

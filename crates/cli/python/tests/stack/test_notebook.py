@@ -77,8 +77,8 @@ def test_a_notebook_from_connect_to_close(kernel, name):
         "slow": SLOW,
         "interrupt": "press_ctrl_c(5)\nget_ipython().run_cell_magic('sql', '', ENDLESS)#fails",
         "interrupt python": "press_ctrl_c(5)\nspark.sql(ENDLESS).collect()#fails",
-        "running": "import time\nfor _ in range(100):\n"
-        "    left = spark.berth._control and list_operations()\n    if not left: break\n    time.sleep(0.2)\nprint('left', left)",
+        "running": "import time\nfor _ in range(100):\n    left = list_operations()\n"
+        "    if not left: break\n    time.sleep(0.2)\nprint('left', left)",
         "after": "%%sql\nSELECT 7 * 6 AS answer",
         "status": "%berth status",
         "close": "%berth close",

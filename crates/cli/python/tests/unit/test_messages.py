@@ -29,7 +29,8 @@ def protos():
 
 
 def kind_of(wire: Wire) -> str:
-    name = {"string": "string", "map": "map<string, string>", "message": wire.of and wire.of.__name__}.get(wire.kind, "number")
+    of = wire.of and wire.of.__name__
+    name = {"string": "string", "map": "map<string, string>", "message": of}.get(wire.kind, "number")
     return f"repeated {name}" if wire.repeated else str(name)
 
 

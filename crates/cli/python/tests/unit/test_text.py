@@ -33,7 +33,15 @@ def test_parameters_are_found_outside_of_text(text, names):
 
 @pytest.mark.parametrize(
     ("value", "seconds"),
-    [("30m", 1800), ("1h 30m", 5400), ("1h30min", 5400), ("2d", 172800), ("1.5s", 1.5), (90, 90), (timedelta(hours=1), 3600)],
+    [
+        ("30m", 1800),
+        ("1h 30m", 5400),
+        ("1h30min", 5400),
+        ("2d", 172800),
+        ("1.5s", 1.5),
+        (90, 90),
+        (timedelta(hours=1), 3600),
+    ],
 )
 def test_times_are_read(value, seconds):
     assert parse_time("idle", value).total_seconds() == seconds
