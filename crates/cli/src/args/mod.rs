@@ -10,7 +10,7 @@ mod session;
 
 pub(crate) use admin::{CatalogCommand, ClusterCommand, LimitArgs, OrgCommand, PrincipalCommand, Who};
 pub(crate) use audit::{Audit, Moment, Usage};
-pub(crate) use forward::{AccessArgs, Connect, Exec, NewSession};
+pub(crate) use forward::{AccessArgs, Connect, Exec, NewSession, SPARK_CONNECT_PORT};
 pub(crate) use keys::{KeySecret, Keys};
 pub(crate) use local::{
     CompletionShell, ContextCommand, ContextSet, Doctor, Env, Login, OidcArgs, Shell, UnsetField,
