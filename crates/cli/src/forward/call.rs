@@ -43,7 +43,7 @@ pub(super) async fn handle(
     request: Request<RecvStream>,
     respond: SendResponse<Bytes>,
 ) {
-    let mut reply = Reply::Fresh(respond);
+    let mut reply = Reply::new(respond);
     if request.method() != Method::POST {
         return answer_get(&shared, &request, &mut reply).await;
     }

@@ -100,8 +100,10 @@ impl Client {
             let (response, stream) = self.open(head).await;
             let sending = tokio::spawn(upload(stream, message));
             let (head, body) = response.await.unwrap().into_parts();
-            let _stream = sending.await.unwrap();
-            finish(head.headers, body).await
+            // The answer may begin, and have to be read, before all was sent.
+            let answer = finish(head.headers, body).await;
+            drop(sending.await.unwrap());
+            answer
         })
         .await
     }
@@ -166,7 +168,13 @@ impl Call {
 }
 
 async fn start<T: AsyncRead + AsyncWrite + Send + Unpin + 'static>(stream: T) -> SendRequest<Bytes> {
-    let (send, connection) = h2::client::handshake(stream).await.unwrap();
+    // Windows for several unread calls, as gRPC clients have them.
+    let (send, connection) = h2::client::Builder::new()
+        .initial_window_size(1 << 20)
+        .initial_connection_window_size(32 << 20)
+        .handshake(stream)
+        .await
+        .unwrap();
     tokio::spawn(connection);
     send
 }

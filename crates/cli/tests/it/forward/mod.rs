@@ -127,7 +127,7 @@ async fn what_cannot_work_is_said_at_the_start() {
         ),
         (
             vec!["connect", "--create", "--cluster", "none", "--port", "0"],
-            ["cluster", "none"],
+            ["no access", "Check the name"],
         ),
     ] {
         let berth = Berth::new();
