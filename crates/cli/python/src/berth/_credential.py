@@ -52,8 +52,14 @@ class Credential:
 
 
 def is_interactive() -> bool:
-    """Whether a person can read a code and sign in: a terminal or a notebook."""
-    return "ipykernel" in sys.modules or (sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty())
+    """Whether a person can read a code and sign in: a terminal, or a notebook that is not run as a batch."""
+    if "ipykernel" in sys.modules:
+        from IPython import get_ipython
+
+        kernel = getattr(get_ipython(), "kernel", None)
+        if kernel is not None:
+            return bool(getattr(kernel, "_allow_stdin", False))
+    return sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
 
 
 def resolve(settings: Settings) -> Credential:

@@ -115,6 +115,15 @@ def test_a_notebook_from_connect_to_close(kernel, name):
     assert "eyJ" not in text, "a token is a JWT, which begins so"
 
 
+def test_a_notebook_that_runs_as_a_batch_does_not_wait_for_a_sign_in(kernel, environment, tmp_path):
+    environment.delenv("BERTH_KEY")
+    (tmp_path / "config.toml").write_text(
+        'current = "c"\n[contexts.c.oidc]\nissuer = "https://login.example.org"\nclient_id = "berth-cli"\n'
+    )
+    outputs, _ = run(kernel, ["%load_ext berth", "%berth connect#fails"])
+    assert "not signed in at https://login.example.org. Next: run `berth login`" in outputs[1]
+
+
 def test_the_extension_can_be_loaded_again_and_removed(kernel):
     outputs, _ = run(kernel, ["%load_ext berth", "%reload_ext berth", "%berth", "%unload_ext berth", "%berth#fails"])
     assert "%berth connect" in outputs[2] and "not found" in outputs[4]

@@ -96,7 +96,8 @@ def test_one_session_for_longer_than_its_tokens(tmp_path, name):
         upload(other, tmp_path)
     for which, other in others(spark).items():
         assert one(other) == 10, f"{which} of later"
-        other.stop()
+        # stop() of a clone fails in 4.1 and 4.2 (release_session_on_close).
+        other.client.close()
     used |= tokens_of(session)
     spent = time.monotonic() - begun
     assert 2 <= len(used) <= spent / 40 + 2, f"{len(used)} tokens in {spent:.0f} s"
