@@ -57,9 +57,7 @@ export async function snippetsRun(browser, stack) {
     await dbt(found.dbt.code, dir);
     await airflow(found.Airflow, dir);
     await command(found.CLI.code, stack, dir);
-    // Programs of before these commands do not have them.
-    const help = await shell("berth --help", dir, signedIn(stack, dir));
-    if (/^ +exec\b/m.test(help)) await forwarders(found, stack, dir);
+    await forwarders(found, stack, dir);
   } finally {
     rmSync(dir, { recursive: true, force: true });
     await rest(stack, stack.key, "POST", `sessions/${id}:close`, {});
