@@ -54,6 +54,10 @@ test-python: build ## The Python package on PySpark 3.5 to 4.3, Sail and Spark, 
 churn: build ## Managers, Redis, primaries and masters die under load, SECONDS_EACH=600 each (ONLY=managers)
 	CHURN_SECONDS=$(or $(SECONDS_EACH),600) cargo test --locked --workspace --test e2e churn::$(ONLY) -- --test-threads=1 --nocapture
 
+.PHONY: cuts
+cuts: build ## Connections cut at random moments of results on Sail, CUTS=500 (SEED=n)
+	CUTS=$(or $(CUTS),500) cargo test --locked --workspace --test e2e reattach::random_cuts -- --nocapture
+
 simulate: ## Lives of sessions under faults, from seeds 1 to SEEDS=20000 (SEED=n tells one in full)
 	SEEDS=$(or $(SEEDS),20000) SEED=$(SEED) FIRST=$(FIRST) THREADS=$(THREADS) cargo test --locked -p session-manager --lib simulation::lives -- --nocapture
 

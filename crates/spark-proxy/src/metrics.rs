@@ -71,6 +71,29 @@ labels! {
     }
 }
 
+labels! {
+    /// Reason for ending a held stream without its client.
+    pub(crate) enum Abandoned("reason") {
+        Timeout => "timeout",
+        LimitExceeded => "limit_exceeded",
+        Released => "released",
+        Replaced => "replaced",
+        Draining => "draining",
+        Ended => "ended",
+    }
+}
+
+labels! {
+    /// Reason for refusing to continue a query on Sail.
+    pub(crate) enum ReattachRefused("reason") {
+        NotHeld => "not_held",
+        NotRetained => "not_retained",
+        Interrupted => "interrupted",
+        OtherSubject => "other_subject",
+        OtherProxy => "other_proxy",
+    }
+}
+
 impl Outcome {
     /// Maps a reason to an outcome.
     pub(crate) fn of(reason: Reason) -> Self {
@@ -117,6 +140,7 @@ impl Outcome {
 pub(crate) struct Metrics {
     pub(crate) calls: CallMetrics,
     pub(crate) connections: ConnectionMetrics,
+    pub(crate) held_streams: HeldStreamMetrics,
     pub(crate) control: ControlMetrics,
     pub(crate) process: ProcessMetrics,
 }
@@ -131,6 +155,15 @@ pub(crate) struct CallMetrics {
     pub(crate) held: Arc<Family<(), Gauge>>,
     pub(crate) retried: Arc<Family<(), Counter>>,
     pub(crate) kept_alive: Arc<Family<(), Counter>>,
+}
+
+/// Metrics of queries on Sail whose streams outlive their clients.
+pub(crate) struct HeldStreamMetrics {
+    pub(crate) held: Arc<Family<(), Gauge>>,
+    pub(crate) bytes: Arc<Family<(), Gauge>>,
+    pub(crate) resumed: Arc<Family<(), Counter>>,
+    pub(crate) abandoned: Arc<Family<Abandoned, Counter>>,
+    pub(crate) refused: Arc<Family<ReattachRefused, Counter>>,
 }
 
 /// Metrics of connections, of clients and to compute.
@@ -169,6 +202,7 @@ impl Metrics {
         Self {
             calls: CallMetrics::new(registry),
             connections: ConnectionMetrics::new(registry),
+            held_streams: HeldStreamMetrics::new(registry),
             control: ControlMetrics::new(registry),
             process: ProcessMetrics::new(registry),
         }
@@ -205,6 +239,33 @@ impl CallMetrics {
             kept_alive: registry.counter(
                 "spark_proxy_spark_sessions_kept_alive_total",
                 "Keep-alive calls for Spark sessions with running queries on shared Sail servers.",
+            ),
+        }
+    }
+}
+
+impl HeldStreamMetrics {
+    fn new(registry: &Registry) -> Self {
+        Self {
+            held: registry.gauge(
+                "spark_proxy_held_streams",
+                "Streams of queries on Sail that are held for a client that disconnected.",
+            ),
+            bytes: registry.gauge(
+                "spark_proxy_unacknowledged_bytes",
+                "Response bytes of queries on Sail that their clients have not acknowledged.",
+            ),
+            resumed: registry.counter(
+                "spark_proxy_streams_resumed_total",
+                "Queries on Sail that a returning client continued without loss.",
+            ),
+            abandoned: registry.counter(
+                "spark_proxy_held_streams_abandoned_total",
+                "Held streams that ended before their client returned, by reason.",
+            ),
+            refused: registry.counter(
+                "spark_proxy_reattaches_refused_total",
+                "Reattaches to queries on Sail that ended with an error, by reason.",
             ),
         }
     }

@@ -32,6 +32,7 @@ pub(crate) struct ResourceUse {
     pub(crate) held_calls: AtomicUsize,
     pub(crate) held_bytes: AtomicUsize,
     pub(crate) unread_bytes: AtomicUsize,
+    pub(crate) unacknowledged_bytes: AtomicUsize,
 }
 
 /// Limit of one level, and its configuration key.
@@ -222,6 +223,24 @@ impl Reservation {
         }
         exceeded.map_or(Ok(()), Err)
     }
+
+    /// Changes the use to `amount`, which may be lower. Use beyond a limit counts too.
+    pub(crate) fn set(&mut self, amount: usize) -> Result<(), LimitExceeded> {
+        let less = self.amount.saturating_sub(amount);
+        if less > 0 {
+            self.amount = amount;
+            for level in &self.levels {
+                (self.pick)(level).fetch_sub(less, Relaxed);
+            }
+        }
+        self.raise_to(amount)
+    }
+
+    /// Whether `more` would be within all limits.
+    pub(crate) fn has_room(&self, more: usize) -> bool {
+        let mut levels = self.levels.iter().zip(self.limits.0);
+        levels.all(|(level, (max, _))| (self.pick)(level).load(Relaxed) + more <= max)
+    }
 }
 
 impl Drop for Reservation {
@@ -289,6 +308,24 @@ mod tests {
         assert_eq!(org.get(), 1);
         let unlimited: Vec<_> = (0..100).map(|_| a.enter(0, 0).unwrap()).collect();
         assert_eq!(unlimited.len(), 100);
+    }
+
+    #[test]
+    fn a_use_that_changes_is_counted_exactly() {
+        let [session, org, all] = [(); 3].map(|()| Arc::<ResourceUse>::default());
+        let mut reservation = Reservation::new(
+            [&session, &org, &all],
+            |level| &level.unacknowledged_bytes,
+            LIMITS,
+        );
+        assert!(reservation.has_room(2) && !reservation.has_room(3));
+        for (amount, within) in [(2, true), (0, true), (4, false), (1, true)] {
+            assert_eq!(reservation.set(amount).is_ok(), within, "{amount}");
+            assert_eq!(all.unacknowledged_bytes.load(Relaxed), amount);
+        }
+        assert!(reservation.has_room(1) && !reservation.has_room(2));
+        drop(reservation);
+        assert_eq!(session.unacknowledged_bytes.load(Relaxed), 0);
     }
 
     #[test]

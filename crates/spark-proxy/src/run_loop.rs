@@ -47,8 +47,13 @@ async fn serve(worker: Rc<Worker>, input: WorkerInput) {
         });
     }
     connections.close();
+    worker.resumed.close();
+    let done = async {
+        connections.wait().await;
+        worker.resumed.wait().await;
+    };
     tokio::select! {
-        () = connections.wait() => {}
+        () = done => {}
         () = worker.shared.forced.cancelled() => {
             worker.end_all();
             let _ = tokio::time::timeout(FLUSH_TIMEOUT, connections.wait()).await;

@@ -1,28 +1,35 @@
-//! Operations of one session on Sail, for all workers: whether results were delivered, whether the
-//! operation was interrupted, and whether a stream is open.
+//! Operations of one session on Sail, for all workers: which task has the stream of an operation,
+//! and whether the operation was interrupted.
 //!
 //! A disconnected client returns with `ReattachExecute` on any connection. Sail's own reattach
-//! loses rows after results were sent or while an older stream is open (measured with Sail 0.7.2);
-//! before that it is exact. A reattach is therefore forwarded only if this proxy carried the
-//! operation from its start, delivered only heartbeats, and the older stream has ended.
+//! loses rows (measured with Sail 0.7.2), so the proxy keeps Sail's stream open, and the call of the
+//! returning client receives it from the task that has it. The task may be in another worker, so
+//! both talk by bounded channels.
 
-use crate::grpc::identity::SparkSessionId;
+use crate::grpc::identity::{ResponseId, SparkSessionId};
+use crate::metrics::Outcome;
+use bytes::Bytes;
+use http::HeaderMap;
 use parking_lot::{Mutex, MutexGuard};
+use session_core::PrincipalId;
+use session_proto::error::Refused;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
-use tokio::sync::Notify;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
+use tonic::Status;
 
 /// Maximum number of recorded operations of one session; the least recently used are removed first.
 const MAX_OPERATIONS: usize = 256;
 /// Time for which an operation without a stream is recorded. PySpark 4.3, which retries longest,
 /// retries for an hour.
 const RETENTION: Duration = Duration::from_secs(3600);
-/// Time limit for the end of an older stream.
-const TAKE_OVER_TIMEOUT: Duration = Duration::from_secs(2);
+/// Requests to the task of a stream that wait.
+const MAX_REQUESTS: usize = 16;
+/// Time limit for the answer of a task.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The operations of one session. Most sessions are not on Sail, so the map is made when needed.
 #[derive(Default)]
@@ -43,45 +50,86 @@ struct Key {
 
 #[derive(Default)]
 struct Operation {
-    has_results: AtomicBool,
     interrupted: AtomicBool,
-    /// Number and cancellation token of the open stream.
-    stream: Mutex<Option<(u64, CancellationToken)>>,
+    /// The compute provably did not process it.
+    not_processed: AtomicBool,
+    /// Number and handle of the stream.
+    stream: Mutex<Option<(u64, StreamHandle)>>,
     streams: AtomicU64,
-    stream_ended: Notify,
     touched: Mutex<Option<Instant>>,
 }
 
-/// Whether a client may reattach to an operation on Sail.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Reattach {
-    /// No result is lost.
-    Exact,
-    /// Results were delivered, or this proxy cannot rule it out.
-    WouldLoseResults,
-    /// The operation was interrupted.
-    Interrupted,
+/// What is known of an operation.
+pub(crate) enum Found {
+    Open(StreamHandle),
+    /// This proxy no longer has its stream.
+    Ended {
+        interrupted: bool,
+    },
+    /// It was not sent to the compute by this proxy.
+    Unknown,
 }
 
-/// A stream of an operation, from start to end.
-pub(crate) struct OperationStream {
+/// The part of a response that a returning client has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Received {
+    Nothing,
+    /// Everything up to this message.
+    UpTo(ResponseId),
+}
+
+/// What the client needs was removed, or never existed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct NotRetained;
+
+/// A request to the task that has a stream.
+pub(crate) enum StreamRequest {
+    /// A client returns.
+    Attach {
+        received: Received,
+        reply: oneshot::Sender<Result<mpsc::Receiver<StreamEvent>, NotRetained>>,
+    },
+    /// The client has everything up to this message.
+    ReleaseUntil(ResponseId),
+    /// The client needs nothing more.
+    ReleaseAll,
+}
+
+/// A part of a response, for the call of a client that returned.
+#[derive(Debug)]
+pub(crate) enum StreamEvent {
+    Headers(HeaderMap),
+    Data(Bytes),
+    End(StreamEnd),
+}
+
+/// How a response ended.
+#[derive(Debug, Clone)]
+pub(crate) enum StreamEnd {
+    Trailers(HeaderMap, Outcome),
+    /// The whole response is headers.
+    HeadersOnly(HeaderMap, Outcome),
+    /// Berth error.
+    Refused(Refused),
+    /// Engine error, translated for clients.
+    Engine(Box<Status>),
+}
+
+/// Access to a stream from any worker.
+#[derive(Clone)]
+pub(crate) struct StreamHandle {
+    subject: PrincipalId,
+    requests: mpsc::Sender<StreamRequest>,
+}
+
+/// A stream in the table, from its start to its end; owned by its task.
+pub(crate) struct RegisteredStream {
     operation: Arc<Operation>,
     number: u64,
-    /// Cancelled when a newer stream takes over.
-    pub(crate) superseded: CancellationToken,
+    requests: mpsc::Receiver<StreamRequest>,
 }
 
 impl SailOperations {
-    fn get(
-        &self,
-        generation: u64,
-        spark_session: &SparkSessionId,
-        operation: &str,
-    ) -> Option<Arc<Operation>> {
-        let key = Key::new(generation, spark_session, operation);
-        self.known().get(&key).cloned()
-    }
-
     fn known(&self) -> MutexGuard<'_, Operations> {
         self.known.get_or_init(Box::default).lock()
     }
@@ -105,21 +153,28 @@ impl SailOperations {
         )
     }
 
-    /// Begins a stream of an operation, by `ExecutePlan` or `ReattachExecute`.
+    /// Registers the stream of an operation, which a client with this subject started. An older
+    /// stream of the same operation gets no more requests.
     pub(crate) fn begin(
         &self,
         generation: u64,
         spark_session: &SparkSessionId,
         operation: &str,
-    ) -> OperationStream {
+        subject: &PrincipalId,
+    ) -> RegisteredStream {
         let operation = self.entry(generation, spark_session, operation);
-        let superseded = CancellationToken::new();
+        let (sender, requests) = mpsc::channel(MAX_REQUESTS);
         let number = operation.streams.fetch_add(1, Relaxed);
-        *operation.stream.lock() = Some((number, superseded.clone()));
-        OperationStream {
+        let handle = StreamHandle {
+            subject: subject.clone(),
+            requests: sender,
+        };
+        operation.not_processed.store(false, Relaxed);
+        *operation.stream.lock() = Some((number, handle));
+        RegisteredStream {
             operation,
             number,
-            superseded,
+            requests,
         }
     }
 
@@ -130,24 +185,51 @@ impl SailOperations {
         operation.interrupted.store(true, Relaxed);
     }
 
-    /// Decides whether a client that received a part of the response may reattach. Ends an older
-    /// stream of the operation on any worker first.
-    pub(crate) async fn reattach(
-        &self,
-        generation: u64,
-        spark_session: &SparkSessionId,
-        operation: &str,
-    ) -> Reattach {
-        let Some(operation) = self.get(generation, spark_session, operation) else {
-            return Reattach::WouldLoseResults;
+    /// Finds an operation.
+    pub(crate) fn find(&self, generation: u64, spark_session: &SparkSessionId, operation: &str) -> Found {
+        let key = Key::new(generation, spark_session, operation);
+        let Some(operation) = self.known().get(&key).cloned() else {
+            return Found::Unknown;
         };
-        let is_free = operation.take_over().await;
-        if operation.interrupted.load(Relaxed) {
-            Reattach::Interrupted
-        } else if !is_free || operation.has_results.load(Relaxed) {
-            Reattach::WouldLoseResults
-        } else {
-            Reattach::Exact
+        if let Some((_, handle)) = &*operation.stream.lock() {
+            return Found::Open(handle.clone());
+        }
+        if operation.not_processed.load(Relaxed) {
+            return Found::Unknown;
+        }
+        Found::Ended {
+            interrupted: operation.interrupted.load(Relaxed),
+        }
+    }
+}
+
+impl StreamHandle {
+    /// Whether the operation was started by this subject: others of the session cannot read it.
+    pub(crate) fn is_of(&self, subject: &PrincipalId) -> bool {
+        self.subject == *subject
+    }
+
+    /// Asks for the rest of the response; `None` if the stream has ended.
+    pub(crate) async fn attach(
+        &self,
+        received: Received,
+    ) -> Option<Result<mpsc::Receiver<StreamEvent>, NotRetained>> {
+        let (reply, answer) = oneshot::channel();
+        let asked = async {
+            let request = StreamRequest::Attach { received, reply };
+            self.requests.send(request).await.ok()?;
+            answer.await.ok()
+        };
+        tokio::time::timeout(REQUEST_TIMEOUT, asked).await.ok().flatten()
+    }
+
+    /// Passes on what the client no longer needs. A later acknowledgement contains an earlier one,
+    /// so one that finds the queue full is dropped.
+    pub(crate) async fn release(&self, request: StreamRequest) {
+        if let Err(mpsc::error::TrySendError::Full(request @ StreamRequest::ReleaseAll)) =
+            self.requests.try_send(request)
+        {
+            let _ = self.requests.send_timeout(request, REQUEST_TIMEOUT).await;
         }
     }
 }
@@ -178,44 +260,33 @@ impl Operation {
     fn is_stale(&self, after: Duration) -> bool {
         self.idle_since().is_some_and(|since| since.elapsed() >= after)
     }
-
-    /// Ends the open stream and waits for its end; false on timeout.
-    async fn take_over(&self) -> bool {
-        let until = Instant::now() + TAKE_OVER_TIMEOUT;
-        loop {
-            let ended = self.stream_ended.notified();
-            match &*self.stream.lock() {
-                None => return true,
-                Some((_, stream)) => stream.cancel(),
-            }
-            if tokio::time::timeout_at(until, ended).await.is_err() {
-                return false;
-            }
-        }
-    }
 }
 
-impl OperationStream {
-    /// Records that results were read from the engine: a disconnect can now lose some.
-    pub(crate) fn has_results(&self) {
-        self.operation.has_results.store(true, Relaxed);
+impl RegisteredStream {
+    /// The next request; `None` if another stream of the operation took the place of this one.
+    pub(crate) async fn request(&mut self) -> Option<StreamRequest> {
+        self.requests.recv().await
     }
 
     /// Records that the engine ended the operation as interrupted.
     pub(crate) fn interrupted(&self) {
         self.operation.interrupted.store(true, Relaxed);
     }
+
+    /// Records that the compute provably did not process the operation: its client may start it
+    /// again.
+    pub(crate) fn not_processed(&self) {
+        self.operation.not_processed.store(true, Relaxed);
+    }
 }
 
-impl Drop for OperationStream {
+impl Drop for RegisteredStream {
     fn drop(&mut self) {
         self.operation.touch();
         let mut stream = self.operation.stream.lock();
         if stream.as_ref().is_some_and(|(number, _)| *number == self.number) {
             *stream = None;
         }
-        drop(stream);
-        self.operation.stream_ended.notify_waiters();
     }
 }
 
@@ -229,79 +300,105 @@ mod tests {
         "01234567-89ab-cdef-0123-456789abcdef".parse().unwrap()
     }
 
+    fn subject(name: &str) -> PrincipalId {
+        format!("sa|{name}").parse().unwrap()
+    }
+
+    fn begin(operations: &SailOperations) -> RegisteredStream {
+        operations.begin(1, &spark_session(), OPERATION, &subject("ada"))
+    }
+
+    fn find(operations: &SailOperations) -> Found {
+        operations.find(1, &spark_session(), OPERATION)
+    }
+
     #[tokio::test]
-    async fn only_an_operation_without_results_is_reattached_exactly() {
+    async fn a_stream_is_found_until_it_ends() {
         let operations = SailOperations::default();
-        let id = spark_session();
-        assert_eq!(
-            operations.reattach(1, &id, OPERATION).await,
-            Reattach::WouldLoseResults,
-            "unknown here"
-        );
-        drop(operations.begin(1, &id, OPERATION));
-        assert_eq!(operations.reattach(1, &id, OPERATION).await, Reattach::Exact);
-        assert_eq!(
-            operations.reattach(2, &id, OPERATION).await,
-            Reattach::WouldLoseResults,
-            "of another generation"
-        );
-        operations.begin(1, &id, OPERATION).has_results();
-        assert_eq!(
-            operations.reattach(1, &id, OPERATION).await,
-            Reattach::WouldLoseResults
-        );
-        operations.interrupted(1, &id, OPERATION);
-        assert_eq!(
-            operations.reattach(1, &id, OPERATION).await,
-            Reattach::Interrupted
-        );
+        assert!(matches!(find(&operations), Found::Unknown));
+        let mut stream = begin(&operations);
+        let Found::Open(handle) = find(&operations) else {
+            panic!("not found")
+        };
+        assert!(handle.is_of(&subject("ada")) && !handle.is_of(&subject("eve")));
+        let other = operations.find(2, &spark_session(), OPERATION);
+        assert!(matches!(other, Found::Unknown), "of another generation");
+
+        let answering = async {
+            let Some(StreamRequest::Attach { received, reply }) = stream.request().await else {
+                panic!("no request")
+            };
+            assert_eq!(received, Received::Nothing);
+            reply.send(Err(NotRetained)).unwrap();
+        };
+        let (answer, ()) = tokio::join!(handle.attach(Received::Nothing), answering);
+        assert_eq!(answer.unwrap().unwrap_err(), NotRetained);
+
+        drop(stream);
+        assert!(handle.attach(Received::Nothing).await.is_none());
+        assert!(matches!(find(&operations), Found::Ended { interrupted: false }));
+    }
+
+    #[tokio::test]
+    async fn the_same_operation_started_again_takes_over() {
+        let operations = SailOperations::default();
+        let mut first = begin(&operations);
+        let second = begin(&operations);
+        assert!(first.request().await.is_none());
+        drop(first);
+        assert!(matches!(find(&operations), Found::Open(_)));
+        drop(second);
+        assert!(matches!(find(&operations), Found::Ended { .. }));
+    }
+
+    #[test]
+    fn an_interrupt_is_remembered_and_an_unprocessed_operation_is_not() {
+        let operations = SailOperations::default();
+        begin(&operations).interrupted();
+        assert!(matches!(find(&operations), Found::Ended { interrupted: true }));
+        let operations = SailOperations::default();
+        operations.interrupted(1, &spark_session(), OPERATION);
+        assert!(matches!(find(&operations), Found::Ended { interrupted: true }));
+        let operations = SailOperations::default();
+        begin(&operations).not_processed();
+        assert!(matches!(find(&operations), Found::Unknown));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_older_stream_ends_before_a_newer_one_begins() {
-        let operations = Arc::new(SailOperations::default());
-        let id = spark_session();
-        let older = operations.begin(1, &id, OPERATION);
-        let waiting = tokio::spawn({
-            let operations = Arc::clone(&operations);
-            async move { operations.reattach(1, &id, OPERATION).await }
-        });
-        older.superseded.cancelled().await;
-        assert!(!waiting.is_finished());
-        older.has_results();
-        drop(older);
-        assert_eq!(
-            waiting.await.unwrap(),
-            Reattach::WouldLoseResults,
-            "in the last moment"
-        );
-
-        let stuck = operations.begin(1, &id, "stuck");
-        assert_eq!(
-            operations.reattach(1, &id, "stuck").await,
-            Reattach::WouldLoseResults,
-            "it does not end"
-        );
-        drop(stuck);
-        assert_eq!(operations.reattach(1, &id, "stuck").await, Reattach::Exact);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn operations_are_bounded_and_open_streams_are_kept() {
+    async fn recorded_operations_are_bounded() {
         let operations = SailOperations::default();
         let id = spark_session();
-        let open = operations.begin(1, &id, "open");
-        for count in 0..2 * MAX_OPERATIONS {
-            drop(operations.begin(1, &id, &count.to_string()));
+        let open = begin(&operations);
+        for number in 0..2 * MAX_OPERATIONS {
             tokio::time::advance(Duration::from_millis(1)).await;
+            drop(operations.begin(1, &id, &number.to_string(), &subject("ada")));
+            let found = operations.find(1, &id, &number.to_string());
+            assert!(matches!(found, Found::Ended { .. }));
         }
         assert!(operations.known().len() <= MAX_OPERATIONS);
+        assert!(matches!(find(&operations), Found::Open(_)));
         drop(open);
-        assert_eq!(operations.reattach(1, &id, "open").await, Reattach::Exact);
-        assert_eq!(
-            operations.reattach(1, &id, "0").await,
-            Reattach::WouldLoseResults,
-            "forgotten"
-        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flood_of_acknowledgements_does_not_wait_and_loses_no_release() {
+        let operations = SailOperations::default();
+        let mut stream = begin(&operations);
+        let Found::Open(handle) = find(&operations) else {
+            panic!("not found")
+        };
+        let id = ResponseId::parse("01234567-89ab-cdef-0123-456789abcdef").unwrap();
+        for _ in 0..100 {
+            handle.release(StreamRequest::ReleaseUntil(id)).await;
+        }
+        let reading = async {
+            let mut count = 0;
+            while let Some(StreamRequest::ReleaseUntil(_)) = stream.request().await {
+                count += 1;
+            }
+            count
+        };
+        let (count, ()) = tokio::join!(reading, handle.release(StreamRequest::ReleaseAll));
+        assert_eq!(count, MAX_REQUESTS);
     }
 }

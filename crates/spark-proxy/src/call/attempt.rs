@@ -1,15 +1,19 @@
 //! One attempt to send a call: route, binding and reattach checks, then a connection.
 
+use crate::activity::sail_operations::{
+    Found, NotRetained, Received, StreamEvent, StreamHandle, StreamRequest,
+};
 use crate::call::bind::{self, BindingStatus};
 use crate::call::engine_errors::{self, Translator};
 use crate::call::first_message::FirstMessage;
 use crate::call::forward::{Exchange, forward};
 use crate::call::route::{self, ActiveRoute, Destination};
 use crate::call_error::CallError;
+use crate::grpc::identity::ResponseId;
 use crate::grpc::method::Method;
 use crate::grpc::reply::ClientStream;
 use crate::grpc::request_body::RequestBody;
-use crate::metrics::{Outcome, Stage};
+use crate::metrics::{Outcome, ReattachRefused, Stage};
 use crate::resource_limits::SharedPermit;
 use crate::upstream::headers::toward_backend;
 use crate::upstream::{Lease, Unreachable, Upstream};
@@ -19,9 +23,12 @@ use bytes::Bytes;
 use http::Request;
 use service_kit::{child_span, telemetry};
 use session_core::Engine;
-use std::cell::OnceCell;
+use session_proto::spark::release_execute_request::Release;
+use session_proto::spark::{ReattachExecuteRequest, ReleaseExecuteRequest};
+use std::cell::{Cell, OnceCell};
 use std::rc::Rc;
 use std::time::Duration;
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tonic::Status;
 use tracing::{Instrument as _, Span};
@@ -48,6 +55,8 @@ pub(crate) enum Prepared {
     Reply(Bytes),
     /// The route was outdated; try again.
     Retry,
+    /// A stream of this proxy continues.
+    Resume(mpsc::Receiver<StreamEvent>),
     /// Ready to be sent.
     Send(Box<PreparedCall>),
 }
@@ -120,7 +129,16 @@ impl<'a> Attempts<'a> {
                 return bind::unused(open.method(), &first.peeked).map(Prepared::Reply);
             }
         }
-        let translator = self.check_reattach(&active, first).await?;
+        if let Some(release) = &first.release {
+            self.release(&active, first, release).await;
+        }
+        let translator = match self.check_reattach(&active, first).await? {
+            Reattach::Forward(translator) => translator,
+            Reattach::Resume(events) => {
+                open.mark_forwarded(&active.backend);
+                return Ok(Prepared::Resume(events));
+            }
+        };
         let connected = self.connect(active, translator).await?;
         Ok(match connected {
             Some(prepared) => Prepared::Send(Box::new(prepared)),
@@ -179,12 +197,12 @@ impl<'a> Attempts<'a> {
         Ok(BindingDecision::Forward)
     }
 
-    /// Checks a reattach; returns the translator for errors of the engine.
+    /// Checks a reattach.
     async fn check_reattach(
         &self,
         active: &ActiveRoute,
         first: &FirstMessage,
-    ) -> Result<Option<Translator>, CallError> {
+    ) -> Result<Reattach, CallError> {
         let backend = &active.backend;
         let lost = active
             .cached
@@ -192,19 +210,81 @@ impl<'a> Attempts<'a> {
             .lost_compute_recently(&*self.worker.shared.clock);
         if let Some(request) = &first.reattach
             && backend.engine == Engine::Sail
+            && let Some(events) = Box::pin(self.resume(active, first, request, lost)).await?
         {
-            let sail_operations = &self.open.usage().sail_operations;
-            let verdict =
-                sail_operations.reattach(backend.generation, &first.spark_session, &request.operation_id);
-            engine_errors::admit_reattach(request, Box::pin(verdict).await, lost)?;
+            return Ok(Reattach::Resume(events));
         }
         let reattach = first.reattach.as_ref();
-        Ok(Translator::new(
+        Ok(Reattach::Forward(Translator::new(
             backend.engine,
             first.spark_session,
             reattach,
             lost,
-        ))
+        )))
+    }
+
+    /// Continues a query on Sail with the stream that this proxy has. `None` if nothing is known of
+    /// the operation: then Sail reports whether it exists.
+    async fn resume(
+        &self,
+        active: &ActiveRoute,
+        first: &FirstMessage,
+        request: &ReattachExecuteRequest,
+        lost: bool,
+    ) -> Result<Option<mpsc::Receiver<StreamEvent>>, CallError> {
+        let refused = &self.worker.shared.metrics.held_streams.refused;
+        let operations = &self.open.usage().sail_operations;
+        let found = operations.find(
+            active.backend.generation,
+            &first.spark_session,
+            &request.operation_id,
+        );
+        let not_found = || engine_errors::operation_not_found(&request.operation_id);
+        let mut was_sent = true;
+        let why = match found {
+            Found::Open(stream) if !stream.is_of(&self.open.caller().claims.sub) => {
+                refused.at(ReattachRefused::OtherSubject).inc();
+                return Err(CallError::Engine(Box::new(not_found())));
+            }
+            Found::Open(stream) => match attach(&stream, request).await {
+                Some(Ok(events)) => return Ok(Some(events)),
+                Some(Err(NotRetained)) => ReattachRefused::NotRetained,
+                None => ReattachRefused::NotHeld,
+            },
+            Found::Ended { interrupted: true } => {
+                refused.at(ReattachRefused::Interrupted).inc();
+                return Err(CallError::Engine(Box::new(engine_errors::operation_canceled())));
+            }
+            Found::Ended { interrupted: false } => ReattachRefused::NotHeld,
+            Found::Unknown => {
+                was_sent = false;
+                ReattachRefused::NotHeld
+            }
+        };
+        engine_errors::check_not_held(request, was_sent, lost).inspect_err(|_| refused.at(why).inc())?;
+        Ok(None)
+    }
+
+    /// Passes on what the client no longer needs of a query on Sail; the engine gets the request too.
+    async fn release(&self, active: &ActiveRoute, first: &FirstMessage, request: &ReleaseExecuteRequest) {
+        let release = match &request.release {
+            Some(Release::ReleaseAll(_)) => Some(StreamRequest::ReleaseAll),
+            Some(Release::ReleaseUntil(until)) => {
+                ResponseId::parse(&until.response_id).map(StreamRequest::ReleaseUntil)
+            }
+            None => None,
+        };
+        let Some(release) = release else { return };
+        let found = self.open.usage().sail_operations.find(
+            active.backend.generation,
+            &first.spark_session,
+            &request.operation_id,
+        );
+        if let Found::Open(stream) = found
+            && stream.is_of(&self.open.caller().claims.sub)
+        {
+            stream.release(release).await;
+        }
     }
 
     /// Takes a place on a connection; `None` if a new route is needed.
@@ -288,15 +368,12 @@ impl<'a> Attempts<'a> {
             spark_session: first.spark_session,
             translator,
             clones: method == Method::CloneSession && !backend.dedicated,
-            sail_stream: OnceCell::new(),
+            sail_stream: Cell::default(),
             running: OnceCell::new(),
             settings: first.settings.as_ref(),
             route: &cached.route,
             sent_at: leased_at,
         };
-        if let Some(reattach) = &first.reattach {
-            exchange.begin_sail_stream(&reattach.operation_id);
-        }
         let forwarded = forward(&exchange, upstream, request, client);
         if method != Method::Interrupt {
             return forwarded.await;
@@ -306,6 +383,30 @@ impl<'a> Attempts<'a> {
             .await
             .unwrap_or_else(|_| Err(interrupt_timed_out(limit)))
     }
+}
+
+/// How a call continues after the check of a reattach.
+enum Reattach {
+    /// With the engine, whose errors are translated.
+    Forward(Option<Translator>),
+    /// With a stream of this proxy.
+    Resume(mpsc::Receiver<StreamEvent>),
+}
+
+/// Asks a stream for what the client does not have; `None` if it has ended.
+async fn attach(
+    stream: &StreamHandle,
+    request: &ReattachExecuteRequest,
+) -> Option<Result<mpsc::Receiver<StreamEvent>, NotRetained>> {
+    let received = match request.last_response_id.as_deref() {
+        None | Some("") => Received::Nothing,
+        Some(id) => match ResponseId::parse(id) {
+            Some(id) => Received::UpTo(id),
+            // No message has such an id.
+            None => return Some(Err(NotRetained)),
+        },
+    };
+    stream.attach(received).await
 }
 
 /// Binding of the Spark session of a call.

@@ -5,11 +5,11 @@
 //! a lost connection would fail the query. Texts are compared as a whole and with the ids of the
 //! call, because errors can contain user data.
 //!
-//! Reattaching after results were delivered ends with an error here: Sail would lose rows silently.
+//! A reattach to Sail that no stream of this proxy can serve ends with an error here: Sail would lose
+//! rows silently.
 //! Sail also ends the stream of an interrupted query with OK. After a loss of compute, an engine's
 //! "no such operation" would make the client run the operation twice.
 
-use crate::activity::sail_operations::Reattach;
 use crate::call_error::CallError;
 use crate::grpc::identity::SparkSessionId;
 use crate::routes::Route;
@@ -83,25 +83,30 @@ impl Translator {
     }
 }
 
-/// Whether a `ReattachExecute` may be forwarded to Sail.
+/// The error of a reattach to an operation on Sail whose stream this proxy does not have.
+/// `was_sent` means that this proxy sent the operation to the compute.
 ///
 /// # Errors
-/// The response, if it may not.
-pub(crate) fn admit_reattach(
+/// None, if nothing is known of the operation and the client received nothing: then Sail reports
+/// whether it exists.
+pub(crate) fn check_not_held(
     request: &ReattachExecuteRequest,
-    may: Reattach,
+    was_sent: bool,
     lost: bool,
 ) -> Result<(), CallError> {
     let has_responses = request.last_response_id.as_ref().is_some_and(|id| !id.is_empty());
-    match may {
-        Reattach::Interrupted => Err(CallError::Engine(Box::new(operation_canceled()))),
-        Reattach::Exact => Ok(()),
-        // Nothing was delivered: Sail still has the whole result, or reports an unknown operation.
-        Reattach::WouldLoseResults if !has_responses => Ok(()),
-        Reattach::WouldLoseResults if lost => Err(operation_lost().into()),
-        Reattach::WouldLoseResults => Err(CallError::Engine(Box::new(operation_not_found(
+    if has_responses && lost {
+        Err(operation_lost().into())
+    } else if has_responses {
+        // PySpark reports it as an error, because it has received results.
+        Err(CallError::Engine(Box::new(operation_not_found(
             &request.operation_id,
-        )))),
+        ))))
+    } else if was_sent {
+        // After "not found" PySpark would run the operation again.
+        Err(stream_lost().into())
+    } else {
+        Ok(())
     }
 }
 
@@ -119,6 +124,14 @@ pub(crate) fn operation_lost() -> Refused {
     Refused::new(
         Reason::OperationLost,
         "The compute that ran the operation was lost, and the operation with it. Whether it took effect is not known. Check before you run it again.",
+    )
+}
+
+/// The stream of the operation cannot be continued, and the client has received nothing of it.
+pub(crate) fn stream_lost() -> Refused {
+    Refused::new(
+        Reason::OperationLost,
+        "This proxy does not have the results of the operation: its client was away for too long (limits.held_stream_timeout), or another proxy has them. Whether it took effect is not known. Check before you run it again.",
     )
 }
 
@@ -309,19 +322,18 @@ mod tests {
     }
 
     #[test]
-    fn a_reattach_to_sail_that_would_lose_rows_is_rejected() {
-        let of = |last, may, lost| class(admit_reattach(&request(last), may, lost).err());
-        let (exact, loses) = (Reattach::Exact, Reattach::WouldLoseResults);
-        assert_eq!(
-            of(Some("r-7"), loses, false),
-            "INVALID_HANDLE.OPERATION_NOT_FOUND"
-        );
-        assert_eq!(of(Some("r-7"), loses, true), "OPERATION_LOST");
-        assert_eq!(of(Some(""), loses, false), "as it is");
-        assert_eq!(of(None, loses, false), "as it is");
-        for last in [None, Some(""), Some("r-7")] {
-            assert_eq!(of(last, exact, false), "as it is");
-            assert_eq!(of(last, Reattach::Interrupted, false), "OPERATION_CANCELED");
+    fn only_a_reattach_without_responses_to_an_unknown_operation_is_forwarded() {
+        let of = |last, was_sent, lost| class(check_not_held(&request(last), was_sent, lost).err());
+        for was_sent in [true, false] {
+            assert_eq!(
+                of(Some("r-7"), was_sent, false),
+                "INVALID_HANDLE.OPERATION_NOT_FOUND"
+            );
+            assert_eq!(of(Some("r-7"), was_sent, true), "OPERATION_LOST");
+        }
+        for last in [None, Some("")] {
+            assert_eq!(of(last, true, false), "OPERATION_LOST");
+            assert_eq!(of(last, false, false), "as it is");
         }
     }
 

@@ -9,9 +9,9 @@ use crate::routes::Backend;
 use crate::worker::session::OpenCall;
 use crate::worker::settings::SettingsChange;
 use prost::Message as _;
-use session_core::Reason;
+use session_core::{Engine, Reason};
 use session_proto::error::Refused;
-use session_proto::spark::ReattachExecuteRequest;
+use session_proto::spark::{ReattachExecuteRequest, ReleaseExecuteRequest};
 
 /// Contents of the first message.
 pub(crate) struct FirstMessage {
@@ -19,6 +19,8 @@ pub(crate) struct FirstMessage {
     /// The whole request, if it must be decoded here.
     pub(crate) peeked: Vec<u8>,
     pub(crate) reattach: Option<ReattachExecuteRequest>,
+    /// On Sail: what the client no longer needs.
+    pub(crate) release: Option<ReleaseExecuteRequest>,
     /// Settings change to be stored.
     pub(crate) settings: Option<SettingsChange>,
 }
@@ -32,6 +34,7 @@ impl FirstMessage {
         let method = open.method();
         let understood = match method {
             Method::ReattachExecute => true,
+            Method::ReleaseExecute if backend.engine == Engine::Sail => true,
             Method::CloneSession => !backend.dedicated,
             _ => !method.is_work() && !backend.dedicated,
         };
@@ -55,11 +58,15 @@ impl FirstMessage {
         let reattach = (method == Method::ReattachExecute)
             .then(|| ReattachExecuteRequest::decode(payload(&peeked).unwrap_or_default()).ok())
             .flatten();
+        let release = (method == Method::ReleaseExecute && backend.engine == Engine::Sail)
+            .then(|| ReleaseExecuteRequest::decode(payload(&peeked).unwrap_or_default()).ok())
+            .flatten();
         request.identify(identity(backend, open), method == Method::ExecutePlan)?;
         Ok(Self {
             spark_session: request.open().await?,
             peeked,
             reattach,
+            release,
             settings,
         })
     }

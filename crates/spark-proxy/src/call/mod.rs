@@ -4,6 +4,7 @@
 //! handle ─▶ serve: authenticate ─▶ admit ─▶ up to 3 attempts ─▶ end of the response
 //!                        each attempt: route (held while the session warms)
 //!                                      ─▶ first_message ─▶ bind ─▶ connect ─▶ forward
+//!                                                             └▶ resumable: a held stream goes on
 //! ```
 //!
 //! One future owns all resources of a call and releases them when it ends or is dropped. [`handle`]
@@ -19,7 +20,7 @@ mod forward;
 mod health;
 mod local_reply;
 mod redact;
-mod result_inspector;
+mod resumable;
 mod route;
 mod sail_keep_alive;
 mod trace;
@@ -177,6 +178,7 @@ async fn run(
                 return Ok(Outcome::Local);
             }
             Prepared::Retry => {}
+            Prepared::Resume(events) => return resumable::resume(worker, open, events, client).await,
             Prepared::Send(prepared) => match attempts.send(prepared, &head, &mut request, client).await {
                 Err(CallError::NotProcessed) if client.is_fresh() && request.rewind() => {
                     tracing::debug!(number, "compute did not process the call; retrying");

@@ -364,6 +364,19 @@ pub struct LimitConfig {
     pub unread_bytes_per_org: usize,
     /// The same in all.
     pub unread_bytes: usize,
+    /// Time for which the stream of a query on Sail is held for a client that disconnected; 0 ends
+    /// the query with its client's stream.
+    #[serde(with = "duration")]
+    pub held_stream_timeout: Duration,
+    /// Response bytes of one query on Sail that its client has not acknowledged. Beyond it, sent
+    /// bytes are dropped, and held streams are not read.
+    pub unacknowledged_bytes_per_stream: usize,
+    /// The same for one session.
+    pub unacknowledged_bytes_per_session: usize,
+    /// The same for one organization.
+    pub unacknowledged_bytes_per_org: usize,
+    /// The same in all.
+    pub unacknowledged_bytes: usize,
 }
 
 impl LimitConfig {
@@ -412,6 +425,11 @@ impl Default for LimitConfig {
             unread_bytes_per_session: 128 << 20,
             unread_bytes_per_org: 256 << 20,
             unread_bytes: 1 << 30,
+            held_stream_timeout: Duration::from_secs(300),
+            unacknowledged_bytes_per_stream: 16 << 20,
+            unacknowledged_bytes_per_session: 64 << 20,
+            unacknowledged_bytes_per_org: 128 << 20,
+            unacknowledged_bytes: 256 << 20,
             ping_interval: Duration::from_secs(15),
             idle_ping_interval: Duration::from_secs(120),
             ping_timeout: Duration::from_secs(20),

@@ -147,6 +147,11 @@ impl Validate for LimitConfig {
         frame(problems, self.frame_bytes);
         problems.require(!self.first_message.is_zero(), "first_message", "must not be zero");
         nonzero_up_to_a_day(problems, "request_idle_timeout", self.request_idle_timeout);
+        problems.require(
+            self.held_stream_timeout <= DAY,
+            "held_stream_timeout",
+            "must be at most 1day",
+        );
         self.validate_held_calls(problems);
         self.validate_bytes(problems);
         self.validate_keepalive(problems);
@@ -173,6 +178,16 @@ impl LimitConfig {
             ("unread_bytes_per_session", self.unread_bytes_per_session),
             ("unread_bytes_per_org", self.unread_bytes_per_org),
             ("unread_bytes", self.unread_bytes),
+            (
+                "unacknowledged_bytes_per_stream",
+                self.unacknowledged_bytes_per_stream,
+            ),
+            (
+                "unacknowledged_bytes_per_session",
+                self.unacknowledged_bytes_per_session,
+            ),
+            ("unacknowledged_bytes_per_org", self.unacknowledged_bytes_per_org),
+            ("unacknowledged_bytes", self.unacknowledged_bytes),
         ] {
             problems.require(bytes >= 1 << 20, key, "must be at least 1048576");
         }

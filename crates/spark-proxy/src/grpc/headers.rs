@@ -10,7 +10,8 @@ pub(crate) static SESSION_ID: HeaderName = HeaderName::from_static("x-session-id
 pub(crate) static AUTHENTICATION: HeaderName = HeaderName::from_static("authentication");
 /// Outcome of a call, in its trailers.
 pub(crate) static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
-static GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+/// The client's deadline.
+pub(crate) static GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
 /// Returns a header that may occur at most once.
 pub(crate) fn at_most_one<'h>(

@@ -2,10 +2,11 @@
 //!
 //! ```text
 //! request  ── method, headers ── request_body ── identity (user and Spark session ids) ──▶
-//! response ◀── reply
+//! response ◀── reply (encoding; response ids are in identity)
 //! keepalive: pings of one connection, downstream or upstream
 //! ```
 
+pub(crate) mod encoding;
 pub(crate) mod headers;
 pub(crate) mod identity;
 pub(crate) mod keepalive;

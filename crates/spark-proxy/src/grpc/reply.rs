@@ -11,7 +11,7 @@ use session_core::Reason as Why;
 use session_proto::error::{REASON_TRAILER, Refused};
 use session_proto::ports::{Port, check_sent};
 use session_proto::reply::{self, trailers_only};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::rc::Rc;
@@ -29,6 +29,8 @@ pub(crate) struct ClientStream {
     state: RefCell<StreamState>,
     /// Unsent bytes of the connection.
     unsent: Rc<Unsent>,
+    /// The call continues when the client disconnects.
+    outlives_client: Cell<bool>,
 }
 
 enum StreamState {
@@ -45,6 +47,7 @@ impl ClientStream {
         Self {
             state: RefCell::new(StreamState::Fresh(respond)),
             unsent: Rc::clone(unsent),
+            outlives_client: Cell::default(),
         }
     }
 
@@ -169,9 +172,25 @@ impl ClientStream {
         let mut future = pin!(future);
         poll_fn(|cx| match future.as_mut().poll(cx) {
             Poll::Ready(output) => Poll::Ready(Ok(output)),
+            Poll::Pending if self.outlives_client.get() => Poll::Pending,
             Poll::Pending => self.poll_gone(cx).map(|()| Err(ClientGone)),
         })
         .await
+    }
+
+    /// Sets whether the call itself handles a disconnect, by [`Self::gone`].
+    pub(crate) fn outlive_client(&self, outlives: bool) {
+        self.outlives_client.set(outlives);
+    }
+
+    /// Waits until the client disconnects or cancels the call.
+    pub(crate) async fn gone(&self) {
+        poll_fn(|cx| self.poll_gone(cx)).await;
+    }
+
+    /// Gives up the stream of a client that is gone.
+    pub(crate) fn abandon(&self) {
+        *self.state.borrow_mut() = StreamState::Done;
     }
 
     fn poll_gone(&self, cx: &mut Context<'_>) -> Poll<()> {

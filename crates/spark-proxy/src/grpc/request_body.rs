@@ -224,6 +224,11 @@ impl RequestBody {
         true
     }
 
+    /// Frees the beginning: the request cannot be sent again.
+    pub(crate) fn forget(&mut self) {
+        self.kept = None;
+    }
+
     /// Records that everything read was forwarded, and releases flow-control capacity.
     pub(crate) fn release_capacity(&mut self) {
         if self.ready.is_empty() {

@@ -34,6 +34,7 @@ use tokio::sync::mpsc;
 use tokio::task::spawn_local;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 /// Time limit for a route request about running calls.
@@ -91,6 +92,8 @@ pub(crate) struct Worker {
     pub(crate) pools: Pools,
     /// Connections must close now.
     pub(crate) ending: CancellationToken,
+    /// Streams of this worker that calls of other workers may receive.
+    pub(crate) resumed: TaskTracker,
     sessions: RefCell<HashMap<SessionId, Rc<Session>, RandomState>>,
 }
 
@@ -106,6 +109,7 @@ impl Worker {
             tokens: VerifiedTokens::default(),
             pools: Pools::new(connector),
             ending: CancellationToken::new(),
+            resumed: TaskTracker::new(),
             sessions: RefCell::default(),
         }
     }

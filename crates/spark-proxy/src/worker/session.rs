@@ -490,6 +490,11 @@ impl OpenCall {
         }
     }
 
+    /// Takes what keeps the session busy, for a task that outlives the call.
+    pub(crate) fn take_busy(&self) -> Option<BusyGuard> {
+        self.busy.take()
+    }
+
     /// Stores the operation of the request, once all of it was read.
     pub(crate) fn set_request_operation(
         &self,

@@ -2,10 +2,14 @@
 //! process of its own, so that only its memory counts.
 
 use crate::common;
-use crate::common::{Client, OwnProcess, Rpc, send, within};
+use crate::common::{Client, OwnProcess, Rpc, http_get, read_metric, send, within};
+use crate::held_streams::{ABANDONED, BYTES, HELD, execute_of, on_sail, read, reattach, results};
+use prost::Message as _;
 use session_core::Reason;
 use session_proto::internal::{Route, RouteStatus};
-use test_support::fake_spark::{Shape, request};
+use session_proto::spark::ReattachExecuteRequest;
+use std::time::Duration;
+use test_support::fake_spark::{SPARK_SESSION, Shape, framed, request};
 use tonic::Code;
 
 const MESSAGE: usize = 128 << 20;
@@ -97,4 +101,80 @@ async fn spellings_of_a_token_are_cached_once() {
     let closed = proxy.peak_mib();
     println!("peak memory of the proxy: {active} MiB, of a closed session {closed} MiB");
     assert!(closed <= MAX_MIB, "the proxy took {closed} MiB");
+}
+
+/// 500 clients leave in the middle of large results: the held bytes stay within the limits, and so
+/// does the memory of the process. What has no room ends with an error.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn held_streams_stay_within_the_memory_limits() {
+    const STREAMS: usize = 500;
+    const LIMIT: usize = 64 << 20;
+    const SIZE: usize = 60_000;
+    let proxy = OwnProcess::start(|config| {
+        let limits = &mut config.limits;
+        limits.unacknowledged_bytes_per_session = LIMIT;
+        limits.unread_bytes_per_session = LIMIT;
+    })
+    .await;
+    proxy.routes.set(on_sail(proxy.route()));
+    let token = proxy.token();
+    let mut client = Client::plain(proxy.address).await.unwrap();
+    let metric = async |name: &str| read_metric(&http_get(proxy.admin, "/metrics").await.1, name);
+    let begun = proxy.peak_mib();
+    let mut reading = Vec::new();
+    for number in 0..STREAMS {
+        // A connection has a window for a few streams that are not read; it is cut with them.
+        if number % 2 == 0 {
+            reading.clear();
+            client = Client::plain(proxy.address).await.unwrap();
+        }
+        let operation = format!("{number:08x}-7654-3210-fedc-ba9876543210");
+        let (rpc, body) = execute_of(&token, &operation, Shape::Results(2000, SIZE));
+        let mut call = client.begin(&rpc).await.unwrap();
+        call.finish(body);
+        let (_upload, response) = within("headers", call.head()).await.unwrap();
+        let mut body = response.into_body();
+        read(&mut body, 1).await;
+        reading.push(body);
+    }
+    reading.clear();
+    client = Client::plain(proxy.address).await.unwrap();
+    within("all are held or ended", async {
+        while metric(HELD).await + metric(ABANDONED).await < STREAMS as f64 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        tokio::time::sleep(Duration::from_secs(3)).await;
+    })
+    .await;
+    let (held, bytes) = (metric(HELD).await, metric(BYTES).await);
+    let peak = proxy.peak_mib();
+    println!(
+        "{held} streams held with {:.1} MiB; peak memory {peak} MiB, before {begun} MiB",
+        bytes / f64::from(1 << 20)
+    );
+    assert!(held >= 50.0, "{held}");
+    assert!(bytes <= LIMIT as f64, "{bytes}");
+    let max = begun + 2 * (LIMIT as u64 >> 20) + 40;
+    assert!(peak <= max, "the proxy took {peak} MiB");
+    // A stream that was held is complete.
+    let mut exact = 0;
+    for number in 0..STREAMS {
+        let request = ReattachExecuteRequest {
+            session_id: SPARK_SESSION.to_owned(),
+            operation_id: format!("{number:08x}-7654-3210-fedc-ba9876543210"),
+            ..ReattachExecuteRequest::default()
+        };
+        let rpc = reattach(&token, None).body(framed(&request.encode_to_vec()));
+        if exact == 3 {
+            break;
+        }
+        let reply = client.call(rpc).await;
+        if reply.code() == Code::Ok {
+            assert!(reply.body == results(0, 2000, SIZE), "{number}");
+            exact += 1;
+        } else {
+            reply.refused(Reason::OperationLost);
+        }
+    }
+    assert!(exact > 0);
 }

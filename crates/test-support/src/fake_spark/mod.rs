@@ -233,6 +233,18 @@ async fn answer(
             }
             finish(&mut stream)
         }
+        Shape::Results(count, size) | Shape::ResultsThenHang(count, size) => {
+            let mut stream = begin(&mut respond)?;
+            for number in 0..count {
+                send(&mut stream, result(number, size), seen).await?;
+            }
+            if let Shape::ResultsThenHang(..) = shape {
+                let _ = poll_fn(|cx| stream.poll_reset(cx)).await;
+                return None;
+            }
+            send(&mut stream, result_complete(count), seen).await?;
+            finish(&mut stream)
+        }
         Shape::Count => {
             let count = framed(received.to_string().as_bytes());
             finish(&mut begin_with(&mut respond, count, seen).await?)
@@ -395,6 +407,36 @@ fn heavy(bytes: usize) -> HeaderMap {
         }
     }
     headers
+}
+
+/// The id of a message of [`Shape::Results`].
+pub fn response_id(number: usize) -> String {
+    format!("{number:08x}-89ab-cdef-0123-456789abcdef")
+}
+
+/// A message of [`Shape::Results`]: rows, and its id after them, as engines write them.
+pub fn result(number: usize, size: usize) -> Bytes {
+    // `data` of `arrow_batch`: its bytes tell the messages apart.
+    let data = field(2, &vec![u8::try_from(number % 251).unwrap_or(0); size]);
+    framed(&[field(2, &data), field(13, response_id(number).as_bytes())].concat())
+}
+
+/// The last message of [`Shape::Results`].
+pub fn result_complete(number: usize) -> Bytes {
+    framed(&[field(13, response_id(number).as_bytes()), field(14, b"")].concat())
+}
+
+/// A length-delimited field.
+fn field(number: u8, content: &[u8]) -> Vec<u8> {
+    let mut out = vec![number << 3 | 2];
+    let mut len = content.len();
+    while len >= 0x80 {
+        out.push(u8::try_from(len & 0x7f).unwrap_or(0) | 0x80);
+        len >>= 7;
+    }
+    out.push(u8::try_from(len).unwrap_or(0));
+    out.extend_from_slice(content);
+    out
 }
 
 /// A gRPC message around `content`.

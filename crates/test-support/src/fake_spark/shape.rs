@@ -12,6 +12,11 @@ pub enum Shape {
     Echo,
     /// This many messages of this many bytes each.
     Stream(usize, usize),
+    /// The result of a query: this many messages of about so many bytes, with response ids, then
+    /// `result_complete`.
+    Results(usize, usize),
+    /// The same messages, then nothing.
+    ResultsThenHang(usize, usize),
     /// The number of bytes of the request body, as decimal text.
     Count,
     /// No response.
@@ -50,6 +55,8 @@ impl Shape {
         let text = match self {
             Self::Echo => "echo".to_owned(),
             Self::Stream(count, size) => format!("stream {count} {size}"),
+            Self::Results(count, size) => format!("results {count} {size}"),
+            Self::ResultsThenHang(count, size) => format!("results-then-hang {count} {size}"),
             Self::Count => "count".to_owned(),
             Self::Hang => "hang".to_owned(),
             Self::HangAfterOne => "hang-after-one".to_owned(),
@@ -79,6 +86,8 @@ impl Shape {
         let mut number = || words.next().and_then(|word| word.parse().ok()).unwrap_or(0);
         match word {
             "stream" => Self::Stream(number(), number()),
+            "results" => Self::Results(number(), number()),
+            "results-then-hang" => Self::ResultsThenHang(number(), number()),
             "count" => Self::Count,
             "hang" => Self::Hang,
             "hang-after-one" => Self::HangAfterOne,

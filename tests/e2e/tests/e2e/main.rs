@@ -25,6 +25,7 @@ mod oidc;
 mod operations;
 mod python_package;
 mod quickstart;
+mod reattach;
 mod refusals;
 mod replaced;
 mod restarts;

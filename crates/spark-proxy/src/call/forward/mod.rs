@@ -5,15 +5,16 @@
 //! dropped, which resets it unless it has ended; only then does the caller send the result to the
 //! client.
 
-mod client_window;
+pub(crate) mod client_window;
 mod inspection;
-mod response_body;
+pub(crate) mod response_body;
 
 use crate::activity::running::RunningStream;
-use crate::activity::sail_operations;
+use crate::activity::sail_operations::RegisteredStream;
 use crate::call::bind;
 use crate::call::engine_errors::{self, Translator};
 use crate::call::redact::Redactor;
+use crate::call::resumable;
 use crate::call::sail_keep_alive;
 use crate::call_error::{CallError, backend_lost};
 use crate::grpc::headers;
@@ -21,23 +22,22 @@ use crate::grpc::identity::SparkSessionId;
 use crate::grpc::method::Method;
 use crate::grpc::reply::ClientStream;
 use crate::grpc::request_body::{BodyPart, Outgoing, RequestBody, RequestError};
-use crate::metrics::{Direction, Metrics, Outcome, Stage};
+use crate::metrics::{Direction, Metrics, Outcome, ReattachRefused, Stage};
 use crate::routes::{Backend, Route};
 use crate::upstream::{Body, Upstream};
 use crate::worker::Worker;
 use crate::worker::session::OpenCall;
 use crate::worker::settings::SettingsChange;
 use bytes::{Buf as _, Bytes, BytesMut};
-use client_window::send_data;
+use client_window::{Unread, send_data};
 use h2::SendStream;
-use h2::client::ResponseFuture;
-use http::{HeaderMap, HeaderName, StatusCode};
+use http::{HeaderMap, HeaderName, Response, StatusCode};
 use inspection::Inspection;
 use response_body::{poll_joined, stream_error, trailers};
 use service_kit::child_span;
 use service_kit::http2::capacity;
 use session_core::Engine;
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
@@ -61,8 +61,8 @@ pub(crate) struct Exchange<'a> {
     pub(crate) translator: Option<Translator>,
     /// The response names the new Spark session of a `CloneSession`.
     pub(crate) clones: bool,
-    /// On Sail: the stream of a reattachable operation.
-    pub(crate) sail_stream: OnceCell<sail_operations::OperationStream>,
+    /// On Sail: the stream of a reattachable operation, once its request was sent.
+    pub(crate) sail_stream: Cell<Option<RegisteredStream>>,
     /// Set when the engine responds to an operation.
     pub(crate) running: OnceCell<RunningStream>,
     /// Settings change to be stored.
@@ -72,22 +72,23 @@ pub(crate) struct Exchange<'a> {
 }
 
 impl Exchange<'_> {
-    fn metrics(&self) -> &Metrics {
+    pub(crate) fn metrics(&self) -> &Metrics {
         &self.worker.shared.metrics
     }
 
-    /// Begins a stream of this operation on Sail.
-    pub(crate) fn begin_sail_stream(&self, operation: &str) {
+    /// Registers the stream of this operation on Sail.
+    fn register_sail_stream(&self, operation: &str) {
         if self.backend.engine == Engine::Sail {
             let sail_operations = &self.open.usage().sail_operations;
-            let stream = sail_operations.begin(self.backend.generation, &self.spark_session, operation);
-            // Set once per call.
-            let _ = self.sail_stream.set(stream);
+            let subject = &self.open.caller().claims.sub;
+            let stream =
+                sail_operations.begin(self.backend.generation, &self.spark_session, operation, subject);
+            self.sail_stream.set(Some(stream));
         }
     }
 
     /// Records a running operation when its response begins.
-    fn note_running(&self) {
+    pub(crate) fn note_running(&self) {
         if matches!(self.open.method(), Method::ExecutePlan | Method::ReattachExecute) {
             let running = self.open.usage().running();
             // Set once per response.
@@ -97,16 +98,8 @@ impl Exchange<'_> {
         }
     }
 
-    /// Waits until a newer stream of the same operation takes over.
-    async fn superseded(&self) {
-        match self.sail_stream.get() {
-            Some(stream) => stream.superseded.cancelled().await,
-            None => std::future::pending().await,
-        }
-    }
-
     /// Replaces an engine status that the client would misinterpret.
-    fn translated(&self, trailers: &HeaderMap) -> Result<(), CallError> {
+    pub(crate) fn translated(&self, trailers: &HeaderMap) -> Result<(), CallError> {
         match self
             .translator
             .as_ref()
@@ -133,23 +126,40 @@ pub(crate) async fn forward(
     request: &mut RequestBody,
     client: &ClientStream,
 ) -> Result<Outcome, CallError> {
-    let Upstream { response, sender } = upstream;
+    let Upstream { mut response, sender } = upstream;
     let mut upload = pin!(upload(exchange, request, sender));
+    let (early, mut sent) = tokio::select! {
+        biased;
+        sent = &mut upload => (None, Some(sent?)),
+        early = &mut response => (Some(early), None),
+    };
+    if let Some((_, request)) = &mut sent
+        && let Some(stream) = exchange.sail_stream.take()
+    {
+        return Box::pin(resumable::own(exchange, stream, response, request, client)).await;
+    }
+    let response = async {
+        match early {
+            Some(early) => early,
+            None => response.await,
+        }
+    };
+    let mut uploading = sent.is_none();
     let mut download = pin!(download(exchange, response, client));
     let mut keep_alive =
         sail_keep_alive::is_needed(exchange).then(|| Box::pin(sail_keep_alive::run(exchange)));
-    let mut uploading = true;
     loop {
         tokio::select! {
             biased;
-            sent = &mut upload, if uploading => match sent {
-                Ok(_) => uploading = false,
+            done = &mut upload, if uploading => match done {
+                Ok(_) => {
+                    uploading = false;
+                    // The compute answered before it had the request.
+                    drop(exchange.sail_stream.take());
+                }
                 Err(broken) => return Err(broken.into()),
             },
             done = &mut download => return done,
-            () = exchange.superseded(), if !uploading => {
-                return Err(CallError::Engine(Box::new(engine_errors::superseded())));
-            }
             never = poll_fn(|cx| poll_keep_alive(keep_alive.as_mut(), cx)) => match never {},
         }
     }
@@ -162,13 +172,13 @@ fn poll_keep_alive(
     keep_alive.map_or(Poll::Pending, |keep_alive| keep_alive.as_mut().poll(cx))
 }
 
-/// Sends the request to the backend. The send half is returned, because dropping it early would
-/// end the call.
-async fn upload(
+/// Sends the request to the backend. Returns the send half, because dropping it early would end the
+/// call, and the request.
+async fn upload<'r>(
     exchange: &Exchange<'_>,
-    request: &mut RequestBody,
+    request: &'r mut RequestBody,
     mut backend: SendStream<Outgoing>,
-) -> Result<SendStream<Outgoing>, RequestError> {
+) -> Result<(SendStream<Outgoing>, &'r mut RequestBody), RequestError> {
     while let Some(next) = request.next().await? {
         let sent = match next {
             BodyPart::Data(data, end) => {
@@ -200,17 +210,17 @@ async fn upload(
         if operation.is_reattachable()
             && let Some(id) = operation.id()
         {
-            exchange.begin_sail_stream(id);
+            exchange.register_sail_stream(id);
         }
     }
     // The response explains why the backend stopped reading.
-    Ok(backend)
+    Ok((backend, request))
 }
 
 /// Sends the response to the client.
 async fn download(
     exchange: &Exchange<'_>,
-    response: ResponseFuture,
+    response: impl Future<Output = Result<Response<Body>, h2::Error>>,
     client: &ClientStream,
 ) -> Result<Outcome, CallError> {
     let (mut head, body) = first_byte(exchange, response).await?;
@@ -218,22 +228,27 @@ async fn download(
     if body.is_end_stream() {
         exchange.translated(&head.headers)?;
         engine_errors::explain_replacement(&mut head.headers, exchange.route);
-        client.begin(http::Response::from_parts(head, ()), true)?;
+        client.begin(Response::from_parts(head, ()), true)?;
         return Ok(status.unwrap_or(Outcome::BackendError));
     }
-    exchange.note_running();
     if exchange.open.method() == Method::ReattachExecute {
+        if exchange.backend.engine == Engine::Sail {
+            return Err(resumable_elsewhere(exchange));
+        }
         // Spark has accepted the operation: it runs and keeps the session busy.
         exchange.open.begin_work();
     }
+    exchange.note_running();
     let trailers = if exchange.clones {
         Box::pin(cloned(exchange, head, body, client)).await?
     } else {
         let mut inspection = Inspection::new(exchange, &head.headers);
-        client.begin(http::Response::from_parts(head, ()), false)?;
-        let trailers = stream(exchange, body, client, &mut inspection).await?;
-        if trailers.as_ref().and_then(outcome) == Some(Outcome::Ok) {
-            inspection.end(exchange)?;
+        client.begin(Response::from_parts(head, ()), false)?;
+        let trailers = stream(exchange, body, client, inspection.as_mut()).await?;
+        if trailers.as_ref().and_then(outcome) == Some(Outcome::Ok)
+            && let Some(inspection) = inspection
+        {
+            inspection.end(exchange);
         }
         trailers
     };
@@ -241,9 +256,9 @@ async fn download(
 }
 
 /// Receives the response headers for the client, and the body.
-async fn first_byte(
+pub(crate) async fn first_byte(
     exchange: &Exchange<'_>,
-    response: ResponseFuture,
+    response: impl Future<Output = Result<Response<Body>, h2::Error>>,
 ) -> Result<(http::response::Parts, Body), CallError> {
     let response = response.instrument(child_span!("first_byte")).await;
     let response = response.map_err(|error| stream_error(&error))?;
@@ -268,6 +283,35 @@ async fn finish(
     trailers: Option<HeaderMap>,
     client: &ClientStream,
 ) -> Result<Outcome, CallError> {
+    let (trailers, outcome) = ended(exchange, trailers)?;
+    if outcome == Outcome::Ok
+        && let Some(change) = exchange.settings
+    {
+        let Exchange {
+            worker,
+            open,
+            backend,
+            spark_session,
+            ..
+        } = exchange;
+        Box::pin(bind::store_settings(
+            worker,
+            open,
+            backend,
+            *spark_session,
+            change,
+        ))
+        .await;
+    }
+    client.trailers(trailers)?;
+    Ok(outcome)
+}
+
+/// The trailers for the client, and the outcome that they state.
+pub(crate) fn ended(
+    exchange: &Exchange<'_>,
+    trailers: Option<HeaderMap>,
+) -> Result<(HeaderMap, Outcome), CallError> {
     let Some(mut trailers) = trailers else {
         return Err(CallError::Refused(backend_lost(
             "The compute ended its answer without a status.",
@@ -281,29 +325,18 @@ async fn finish(
     };
     exchange.translated(&trailers)?;
     headers::toward_client(&mut trailers);
-    if outcome == Outcome::Ok {
-        if let Some(change) = exchange.settings {
-            let Exchange {
-                worker,
-                open,
-                backend,
-                spark_session,
-                ..
-            } = exchange;
-            Box::pin(bind::store_settings(
-                worker,
-                open,
-                backend,
-                *spark_session,
-                change,
-            ))
-            .await;
-        }
-    } else {
+    if outcome != Outcome::Ok {
         engine_errors::explain_replacement(&mut trailers, exchange.route);
     }
-    client.trailers(trailers)?;
-    Ok(outcome)
+    Ok((trailers, outcome))
+}
+
+/// The error of a reattach to an operation that Sail has and this proxy does not: another proxy has
+/// its stream. Sail's own reattach would lose rows.
+fn resumable_elsewhere(exchange: &Exchange<'_>) -> CallError {
+    let refused = &exchange.metrics().held_streams.refused;
+    refused.at(ReattachRefused::OtherProxy).inc();
+    engine_errors::stream_lost().into()
 }
 
 /// Forwards the response body up to its trailers.
@@ -311,14 +344,16 @@ async fn stream(
     exchange: &Exchange<'_>,
     mut body: Body,
     client: &ClientStream,
-    inspection: &mut Inspection,
+    mut inspection: Option<&mut Inspection>,
 ) -> Result<Option<HeaderMap>, CallError> {
     let mut redactor = exchange.redactor();
     let mut more = true;
     while more {
         let (data, taken, ended) = poll_fn(|cx| poll_joined(&mut body, cx)).await?;
         more = !ended;
-        inspection.feed(exchange, &data);
+        if let Some(inspection) = &mut inspection {
+            inspection.feed(&data);
+        }
         let data = match &mut redactor {
             None => data,
             Some(redactor) if more => redactor.feed(&data),
@@ -329,7 +364,8 @@ async fn stream(
         };
         let len = data.len();
         if len > 0 {
-            send_data(exchange, &mut body, client, data).await?;
+            let unread = unread(exchange);
+            send_data(unread, || body.flow_control().used_capacity(), client, data).await?;
             exchange
                 .metrics()
                 .calls
@@ -373,12 +409,17 @@ async fn cloned(
         let checked = bind::check_cloned(worker, open, route, backend, &answer);
         checked.await?;
     }
-    client.begin(http::Response::from_parts(head, ()), false)?;
-    send_data(exchange, &mut body, client, answer.freeze()).await?;
+    client.begin(Response::from_parts(head, ()), false)?;
+    send_data(unread(exchange), || 0, client, answer.freeze()).await?;
     Ok(trailers)
 }
 
-fn outcome(trailers: &HeaderMap) -> Option<Outcome> {
+fn unread<'a>(exchange: &'a Exchange<'_>) -> Unread<'a> {
+    Unread::new(&exchange.worker.shared.config.limits, exchange.open.usage())
+}
+
+/// The outcome that trailers state.
+pub(crate) fn outcome(trailers: &HeaderMap) -> Option<Outcome> {
     let status = trailers.get(&headers::GRPC_STATUS)?;
     Some(if status.as_bytes() == b"0" {
         Outcome::Ok

@@ -14,10 +14,10 @@ const MIN_FRAME_BYTES: usize = 4 * 1024;
 const MAX_JOINED_BYTES: usize = 32 * 1024;
 
 /// Bytes for one frame, the number of bytes read for them, and whether they are the last.
-pub(super) type Joined = (Bytes, usize, bool);
+pub(crate) type Joined = (Bytes, usize, bool);
 
 /// Reads the next bytes; small frames that are available together are joined.
-pub(super) fn poll_joined(body: &mut Body, cx: &mut Context<'_>) -> Poll<Result<Joined, CallError>> {
+pub(crate) fn poll_joined(body: &mut Body, cx: &mut Context<'_>) -> Poll<Result<Joined, CallError>> {
     let first = match ready!(body.poll_data(cx)) {
         None => return Poll::Ready(Ok((Bytes::new(), 0, true))),
         Some(data) => data.map_err(|error| stream_error(&error))?,
@@ -50,14 +50,14 @@ pub(super) fn poll_joined(body: &mut Body, cx: &mut Context<'_>) -> Poll<Result<
     Poll::Ready(Ok((data, taken, ended)))
 }
 
-pub(super) async fn trailers(body: &mut Body) -> Result<Option<HeaderMap>, CallError> {
+pub(crate) async fn trailers(body: &mut Body) -> Result<Option<HeaderMap>, CallError> {
     poll_fn(|cx| body.poll_trailers(cx))
         .await
         .map_err(|error| stream_error(&error))
 }
 
 /// Classifies the loss of an upstream stream.
-pub(super) fn stream_error(error: &h2::Error) -> CallError {
+pub(crate) fn stream_error(error: &h2::Error) -> CallError {
     let refused = is_not_processed(error);
     tracing::debug!(%error, refused, "compute stream lost");
     if refused {

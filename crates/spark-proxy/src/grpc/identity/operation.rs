@@ -119,17 +119,6 @@ fn reattachable(option: &[u8]) -> Result<Option<bool>, Malformed> {
     Ok(flag)
 }
 
-/// Calls `visit` with the number of each top-level field of a short message.
-///
-/// # Errors
-/// The message cannot be parsed.
-pub(crate) fn fields(message: &[u8], mut visit: impl FnMut(u64)) -> Result<(), Malformed> {
-    each_field(message, |field, _, _, _| {
-        visit(field);
-        Ok(())
-    })
-}
-
 /// Calls `visit` with each field of a short message: number, type, content, and the value of a
 /// varint.
 fn each_field(

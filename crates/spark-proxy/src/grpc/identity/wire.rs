@@ -143,6 +143,11 @@ impl Scanner {
         self.left
     }
 
+    /// Whether the bytes so far end after a complete field.
+    pub(super) fn is_between_fields(&self) -> bool {
+        self.end().is_ok()
+    }
+
     /// Takes the next bytes, none of which is beyond the end of the message.
     pub(super) fn scan(&mut self, mut bytes: &[u8], fields: &mut impl Fields) -> Result<(), Malformed> {
         while let Some((&byte, rest)) = bytes.split_first() {

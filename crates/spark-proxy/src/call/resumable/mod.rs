@@ -1,0 +1,20 @@
+//! Queries on Sail whose streams outlive their clients.
+//!
+//! ```text
+//! compute ─▶ owner ─▶ unacknowledged ─▶ outlet ─▶ client of the ExecutePlan
+//!              ▲                          └─ events ─▶ resume ─▶ client of a ReattachExecute
+//!              └── requests (attach, release) ── calls of any worker
+//! ```
+//!
+//! Sail's own reattach loses rows, so its stream is never left: the task of the `ExecutePlan` owns
+//! it, keeps what the client has not acknowledged, and holds the stream while the client is away.
+//! The call of a returning client receives the rest from that task.
+
+mod accounting;
+mod outlet;
+mod owner;
+mod resume;
+mod unacknowledged;
+
+pub(crate) use owner::own;
+pub(crate) use resume::resume;

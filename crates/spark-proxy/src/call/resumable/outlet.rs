@@ -1,0 +1,144 @@
+//! Where the response goes: to the client of the call itself, to the call of a client that
+//! returned, or nowhere while the stream is held.
+
+use crate::activity::sail_operations::{StreamEnd, StreamEvent};
+use crate::call::engine_errors::superseded;
+use crate::call_error::CallError;
+use crate::grpc::reply::{ClientGone, ClientStream};
+use crate::metrics::Outcome;
+use bytes::Bytes;
+use http::{HeaderMap, Response};
+use tokio::sync::mpsc;
+use tokio_util::task::task_tracker::TaskTrackerToken;
+
+/// Pieces of a response on their way to the call of a returning client.
+const MAX_EVENTS: usize = 2;
+
+/// The receiver of a response.
+pub(super) enum Outlet<'a> {
+    /// The client of this call.
+    Local(&'a ClientStream),
+    /// The call of a client that returned. The worker's thread must not end before it.
+    Remote(
+        mpsc::Sender<StreamEvent>,
+        #[expect(dead_code, reason = "counted while it lives")] TaskTrackerToken,
+    ),
+    /// None: the stream is held.
+    Held,
+}
+
+impl Outlet<'_> {
+    /// Creates an outlet to the call that has the receiver.
+    pub(super) fn remote(token: TaskTrackerToken) -> (Self, mpsc::Receiver<StreamEvent>) {
+        let (sender, receiver) = mpsc::channel(MAX_EVENTS);
+        (Self::Remote(sender, token), receiver)
+    }
+
+    pub(super) fn is_attached(&self) -> bool {
+        !matches!(self, Self::Held)
+    }
+
+    /// Waits until the client disconnects.
+    pub(super) async fn gone(&self) {
+        match self {
+            Self::Local(client) => client.gone().await,
+            Self::Remote(events, _) => events.closed().await,
+            Self::Held => std::future::pending().await,
+        }
+    }
+
+    /// Waits until some of `len` bytes can be sent, or the end if `len` is zero; returns how many.
+    pub(super) async fn capacity(&self, len: usize) -> Result<usize, ClientGone> {
+        match self {
+            Self::Local(_) if len == 0 => Ok(0),
+            Self::Local(client) => client.capacity(len).await,
+            Self::Remote(events, _) => events.reserve().await.map(|_| len).map_err(|_| ClientGone),
+            Self::Held => std::future::pending().await,
+        }
+    }
+
+    /// Sends the response headers.
+    pub(super) fn headers(&self, headers: &HeaderMap) -> Result<(), ClientGone> {
+        match self {
+            Self::Local(client) => client.begin(response(headers.clone()), false),
+            Self::Remote(events, _) => send(events, StreamEvent::Headers(headers.clone())),
+            Self::Held => Ok(()),
+        }
+    }
+
+    /// Sends bytes for which there is capacity.
+    pub(super) fn data(&self, data: Bytes) -> Result<(), ClientGone> {
+        match self {
+            Self::Local(client) => client.data(data, false),
+            Self::Remote(events, _) => send(events, StreamEvent::Data(data)),
+            Self::Held => Ok(()),
+        }
+    }
+
+    /// Ends the response. An error for the client of this call is returned.
+    pub(super) fn end(&self, end: StreamEnd) -> Result<Outcome, CallError> {
+        match self {
+            Self::Local(client) => deliver(end, client),
+            Self::Remote(events, _) => {
+                let outcome = outcome_of(&end);
+                send(events, StreamEvent::End(end))?;
+                Ok(outcome)
+            }
+            Self::Held => Err(CallError::ClientGone),
+        }
+    }
+
+    /// Ends the response because a newer call of the client receives it.
+    pub(super) fn supersede(&self) {
+        match self {
+            Self::Local(client) => client.fail(&superseded()),
+            Self::Remote(events, _) => {
+                // Without room its call notices the end of the channel.
+                let _ = send(
+                    events,
+                    StreamEvent::End(StreamEnd::Engine(Box::new(superseded()))),
+                );
+            }
+            Self::Held => {}
+        }
+    }
+}
+
+fn send(events: &mpsc::Sender<StreamEvent>, event: StreamEvent) -> Result<(), ClientGone> {
+    events.try_send(event).map_err(|_| ClientGone)
+}
+
+fn response(headers: HeaderMap) -> Response<()> {
+    let mut response = Response::new(());
+    *response.headers_mut() = headers;
+    response
+}
+
+/// Begins a response.
+pub(super) fn begin(headers: HeaderMap, client: &ClientStream) -> Result<(), ClientGone> {
+    client.begin(response(headers), false)
+}
+
+/// Ends a response. A Berth error is returned.
+pub(super) fn deliver(end: StreamEnd, client: &ClientStream) -> Result<Outcome, CallError> {
+    match end {
+        StreamEnd::Trailers(trailers, outcome) => {
+            client.trailers(trailers)?;
+            Ok(outcome)
+        }
+        StreamEnd::HeadersOnly(headers, outcome) => {
+            client.begin(response(headers), true)?;
+            Ok(outcome)
+        }
+        StreamEnd::Refused(refused) => Err(CallError::Refused(refused)),
+        StreamEnd::Engine(status) => Err(CallError::Engine(status)),
+    }
+}
+
+fn outcome_of(end: &StreamEnd) -> Outcome {
+    match end {
+        StreamEnd::Trailers(_, outcome) | StreamEnd::HeadersOnly(_, outcome) => *outcome,
+        StreamEnd::Refused(refused) => Outcome::of(refused.reason),
+        StreamEnd::Engine(_) => Outcome::BackendError,
+    }
+}

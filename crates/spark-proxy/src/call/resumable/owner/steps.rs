@@ -1,0 +1,352 @@
+//! The steps of the owner of a stream.
+
+use super::turn::Turn;
+use super::{Next, Owner};
+use crate::activity::sail_operations::{NotRetained, Received, StreamEnd, StreamEvent, StreamRequest};
+use crate::call::engine_errors;
+use crate::call::forward::client_window::{
+    MAX_UNREAD_INTERVAL, MIN_UNREAD_INTERVAL, Unread, too_much_unread,
+};
+use crate::call::forward::response_body::{Joined, trailers};
+use crate::call::forward::{ended, outcome};
+use crate::call::resumable::accounting::Held;
+use crate::call::resumable::outlet::Outlet;
+use crate::call::resumable::unacknowledged::Unacknowledged;
+use crate::call_error::{CallError, backend_unavailable};
+use crate::grpc::encoding::Encoding;
+use crate::grpc::reply::ClientGone;
+use crate::metrics::{Abandoned, Direction, Outcome};
+use crate::upstream::Body;
+use bytes::Bytes;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+/// Memory of a stream without a client beyond its bytes.
+const STREAM_OVERHEAD: usize = 16 * 1024;
+/// Time for which a result is kept after all of it was sent: its end may be lost with a connection.
+const MAX_DELIVERED_TIMEOUT: Duration = Duration::from_secs(60);
+
+impl Owner<'_> {
+    pub(super) async fn handle(&mut self, turn: Turn) -> Next {
+        let next = match turn {
+            Turn::Request(Some(StreamRequest::Attach { received, reply })) => self.attach(received, reply),
+            Turn::Request(Some(StreamRequest::ReleaseUntil(id))) => {
+                self.messages.release_until(id);
+                self.trim()
+            }
+            Turn::Request(Some(StreamRequest::ReleaseAll)) => {
+                self.is_released = true;
+                if self.outlet.is_attached() {
+                    self.trim()
+                } else {
+                    self.abandon(Abandoned::Released)
+                }
+            }
+            Turn::Request(None) => {
+                self.is_replaced = true;
+                if self.outlet.is_attached() {
+                    Next::Continue
+                } else {
+                    self.abandon(Abandoned::Replaced)
+                }
+            }
+            Turn::Gone | Turn::Room(Err(ClientGone)) => self.hold(),
+            Turn::Room(Ok(room)) => self.send(room),
+            Turn::Headers(Ok((head, body))) => self.begin(head, body),
+            Turn::Read(Ok(joined)) => self.read(joined).await,
+            Turn::Headers(Err(error)) | Turn::Read(Err(error)) => self.fail(error),
+            Turn::Draining => self.abandon(Abandoned::Draining),
+            Turn::Tick => self.tick(),
+        };
+        match next {
+            Next::Continue if self.engine.is_some() && self.end.is_some() && !self.outlet.is_attached() => {
+                Next::Keep(Outcome::ClientGone)
+            }
+            next => next,
+        }
+    }
+
+    /// Takes the response headers.
+    fn begin(&mut self, head: http::response::Parts, body: Body) -> Next {
+        let Some(engine) = &mut self.engine else {
+            return Next::Continue;
+        };
+        engine.headers = None;
+        let exchange = engine.exchange;
+        let mut headers = head.headers;
+        if body.is_end_stream() {
+            if let Err(error) = exchange.translated(&headers) {
+                return self.fail(error);
+            }
+            engine_errors::explain_replacement(&mut headers, exchange.route);
+            let outcome = outcome(&headers).unwrap_or(Outcome::BackendError);
+            self.end = Some(StreamEnd::HeadersOnly(headers, outcome));
+            return Next::Continue;
+        }
+        engine.body = Some(body);
+        exchange.note_running();
+        self.messages = Unacknowledged::new(Encoding::of(&headers));
+        self.headers = Some(headers);
+        self.send_headers()
+    }
+
+    fn send_headers(&mut self) -> Next {
+        if let Some(headers) = &self.headers
+            && self.outlet.is_attached()
+            && !self.headers_sent
+        {
+            if let Err(ClientGone) = self.outlet.headers(headers) {
+                return self.hold();
+            }
+            self.headers_sent = true;
+        }
+        Next::Continue
+    }
+
+    /// Takes bytes of the response.
+    async fn read(&mut self, (data, taken, is_last): Joined) -> Next {
+        self.messages.push(data);
+        let Some(engine) = &mut self.engine else {
+            return Next::Continue;
+        };
+        engine.unreleased += taken;
+        if is_last && let Some(mut body) = engine.body.take() {
+            let exchange = engine.exchange;
+            let trailers = trailers(&mut body).await;
+            match trailers.and_then(|trailers| ended(exchange, trailers)) {
+                Ok((_, Outcome::Ok)) if !self.messages.is_complete() => {
+                    // Otherwise the client would take the result for complete.
+                    self.registered.interrupted();
+                    return self.fail(CallError::Engine(Box::new(engine_errors::operation_canceled())));
+                }
+                Ok((trailers, outcome)) => self.end = Some(StreamEnd::Trailers(trailers, outcome)),
+                Err(error) => return self.fail(error),
+            }
+        } else if !self.outlet.is_attached() {
+            engine.release_window();
+        }
+        if self.outlet.is_attached() {
+            return Next::Continue;
+        }
+        self.trim()
+    }
+
+    /// The engine's stream failed.
+    fn fail(&mut self, error: CallError) -> Next {
+        if let Some(engine) = &mut self.engine {
+            (engine.headers, engine.body) = (None, None);
+        }
+        self.end = Some(match error {
+            CallError::Refused(refused) => StreamEnd::Refused(refused),
+            CallError::Engine(status) => StreamEnd::Engine(status),
+            CallError::NotProcessed => {
+                self.registered.not_processed();
+                return match &self.outlet {
+                    Outlet::Local(client) => {
+                        // It is sent again.
+                        client.outlive_client(false);
+                        Next::End(Err(CallError::NotProcessed))
+                    }
+                    Outlet::Remote(..) => {
+                        Next::End(self.outlet.end(StreamEnd::Refused(backend_unavailable())))
+                    }
+                    Outlet::Held => self.abandon(Abandoned::Ended),
+                };
+            }
+            CallError::Deadline | CallError::ClientGone => return Next::End(Err(error)),
+        });
+        Next::Continue
+    }
+
+    /// Sends bytes, or the end.
+    fn send(&mut self, room: usize) -> Next {
+        if self.next.is_empty() {
+            return self.send_end();
+        }
+        let data = self.next.split_to(room.min(self.next.len()));
+        let len = data.len();
+        if let Err(ClientGone) = self.outlet.data(data) {
+            return self.hold();
+        }
+        self.messages.mark_sent(len);
+        if let Outlet::Local(_) = self.outlet {
+            let bytes = &self.metrics().calls.bytes;
+            bytes.at(Direction::ToClient).add(len as u64);
+            self.context.session.usage.count_out(len);
+        }
+        self.interval = MIN_UNREAD_INTERVAL;
+        if !self.has_unsent() {
+            self.unread = None;
+            if let Some(engine) = &mut self.engine {
+                engine.release_window();
+            }
+        }
+        self.trim()
+    }
+
+    fn send_end(&mut self) -> Next {
+        let Some(end) = self.end.clone() else {
+            return Next::Continue;
+        };
+        let result = self.outlet.end(end);
+        if let Err(CallError::ClientGone) = result {
+            return self.hold();
+        }
+        let timeout = self.limits().held_stream_timeout.min(MAX_DELIVERED_TIMEOUT);
+        self.is_delivered = true;
+        self.outlet = Outlet::Held;
+        self.until = Some(Instant::now() + timeout);
+        self.busy = None;
+        match result {
+            Ok(_) if self.is_released || self.is_replaced || timeout.is_zero() => Next::End(result),
+            Ok(outcome) if self.engine.is_some() => Next::Keep(outcome),
+            Ok(_) => Next::Continue,
+            Err(_) => Next::End(result),
+        }
+    }
+
+    /// A client returns.
+    fn attach(
+        &mut self,
+        received: Received,
+        reply: oneshot::Sender<Result<mpsc::Receiver<StreamEvent>, NotRetained>>,
+    ) -> Next {
+        if reply.is_closed() {
+            return Next::Continue;
+        }
+        if let Err(NotRetained) = self.messages.rewind(received) {
+            // The call ended meanwhile.
+            let _ = reply.send(Err(NotRetained));
+            return Next::Continue;
+        }
+        self.next = Bytes::new();
+        self.outlet.supersede();
+        let (outlet, events) = Outlet::remote(self.context.tracker.token());
+        (self.outlet, self.headers_sent) = (outlet, false);
+        (self.until, self.unread) = (None, None);
+        if let Some(held) = self.held.take() {
+            held.not_abandoned();
+        }
+        self.metrics().held_streams.resumed.inc();
+        // If the call ended meanwhile, its end of the channel is closed.
+        let _ = reply.send(Ok(events));
+        self.forget_request();
+        self.send_headers()
+    }
+
+    /// The client is gone: holds the stream, if possible.
+    fn hold(&mut self) -> Next {
+        if let Outlet::Local(client) = &self.outlet {
+            client.abandon();
+        }
+        self.forget_request();
+        self.outlet = Outlet::Held;
+        self.unread = None;
+        self.interval = MIN_UNREAD_INTERVAL;
+        let timeout = self.limits().held_stream_timeout;
+        if timeout.is_zero() {
+            return Next::End(Err(CallError::ClientGone));
+        }
+        self.until = Some(Instant::now() + timeout);
+        self.held = Some(Held::new(self.metrics()));
+        let shared = &self.context.shared;
+        if self.is_released {
+            self.abandon(Abandoned::Released)
+        } else if self.is_replaced {
+            self.abandon(Abandoned::Replaced)
+        } else if shared.stopping.is_cancelled() {
+            self.abandon(Abandoned::Draining)
+        } else if shared.is_overloaded()
+            || !self.messages.is_resumable()
+            || !self.kept.set(self.messages.bytes() + STREAM_OVERHEAD)
+        {
+            self.abandon(Abandoned::LimitExceeded)
+        } else {
+            Next::Continue
+        }
+    }
+
+    /// The request is not sent again: its client would not notice.
+    fn forget_request(&mut self) {
+        if let Some(engine) = &mut self.engine {
+            engine.request.forget();
+        }
+    }
+
+    /// Ends a stream that nobody receives.
+    fn abandon(&mut self, why: Abandoned) -> Next {
+        if let Some(held) = self.held.take() {
+            if why == Abandoned::Released && self.messages.is_complete() {
+                // PySpark cancels the stream once it has the whole result.
+                held.not_abandoned();
+            } else {
+                held.abandoned(why);
+            }
+        }
+        Next::End(Err(CallError::ClientGone))
+    }
+
+    /// Counts what is kept. Drops sent bytes beyond the limits, unless the stream is held.
+    pub(super) fn trim(&mut self) -> Next {
+        if !self.outlet.is_attached() {
+            let fits = self.kept.set(self.messages.bytes() + STREAM_OVERHEAD);
+            // A result that its client probably has goes first.
+            let yields = self.is_delivered && (!fits || self.context.shared.is_overloaded());
+            return if yields {
+                self.abandon(Abandoned::LimitExceeded)
+            } else {
+                Next::Continue
+            };
+        }
+        let limits = self.limits();
+        let max = if limits.held_stream_timeout.is_zero()
+            || self.is_released
+            || self.is_replaced
+            || self.context.shared.is_overloaded()
+        {
+            0
+        } else {
+            limits.unacknowledged_bytes_per_stream
+        };
+        loop {
+            let bytes = self.messages.bytes();
+            let fits = self.kept.set(bytes) && bytes <= max;
+            if fits || !self.messages.remove_oldest_sent() {
+                return Next::Continue;
+            }
+        }
+    }
+
+    /// Checks the time limits, and counts what is not read.
+    fn tick(&mut self) -> Next {
+        let now = Instant::now();
+        if self.until.is_some_and(|until| now >= until) {
+            return self.abandon(Abandoned::Timeout);
+        }
+        if self.engine.is_none() && self.context.is_over() {
+            return self.abandon(Abandoned::Ended);
+        }
+        if !self.is_stalled() {
+            return Next::Continue;
+        }
+        self.interval = (2 * self.interval).min(MAX_UNREAD_INTERVAL);
+        let buffered = self.engine.as_mut().and_then(|engine| engine.body.as_mut());
+        let buffered = buffered.map_or(0, |body| body.flow_control().used_capacity());
+        let amount = match &self.outlet {
+            Outlet::Local(_) => buffered.max(self.next.len()),
+            // Its call counts what it has.
+            Outlet::Remote(..) | Outlet::Held => buffered,
+        };
+        let limits = &self.context.shared.config.limits;
+        let usage = &self.context.session.usage;
+        let unread = self
+            .unread
+            .get_or_insert_with(|| Unread::new(limits, usage).reserve());
+        match unread.set(amount) {
+            Ok(()) => Next::Continue,
+            Err(_) if !self.outlet.is_attached() => self.abandon(Abandoned::LimitExceeded),
+            Err(exceeded) => Next::End(Err(too_much_unread(exceeded).into())),
+        }
+    }
+}
