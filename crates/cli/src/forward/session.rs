@@ -46,7 +46,7 @@ impl Session {
         };
         let mut progress = Progress::new(&this.id);
         let starting = sessions::wait_for_end(target, created, &mut progress);
-        let started = signals.unless_stopped(starting).await;
+        let started = signals.unless_stopped(Box::pin(starting)).await;
         if let Err(error) = started {
             progress.clear();
             this.close(target).await;

@@ -179,7 +179,8 @@ async fn filters_select_and_wrong_ones_are_named() {
     assert_eq!(newer.len() + older.len(), of_first.len());
 
     let at = |second: u64| Some(timestamp(Timestamp::from_millis(second * 1000)));
-    let wrong: [(&str, fn(&mut ListAuditRecordsRequest)); 7] = [
+    type Change = fn(&mut ListAuditRecordsRequest);
+    let wrong: [(&str, Change); 7] = [
         ("org", |request| request.org = "no org".to_owned()),
         ("principal", |request| request.principal = "nobody".to_owned()),
         ("actions", |request| {
