@@ -7,7 +7,6 @@ mod commands;
 mod config_file;
 mod definition;
 mod doctor;
-mod forward;
 mod key_dir;
 mod key_secret;
 mod keys;

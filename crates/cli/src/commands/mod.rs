@@ -6,11 +6,12 @@ mod clusters;
 mod completion;
 mod contexts;
 mod environment;
+mod forward;
 mod identity;
 mod keys;
 mod operations;
 mod orgs;
-pub(crate) mod sessions;
+mod sessions;
 mod tokens;
 mod watch;
 
@@ -19,7 +20,7 @@ use crate::args::{
     OrgCommand, SessionCommand, TokenCommand, TokenGroup,
 };
 use crate::settings::{self, Target};
-use crate::{Cli, Given, Output, doctor, forward, output};
+use crate::{Cli, Given, Output, doctor, output};
 use anyhow::{Result, bail};
 
 pub(crate) async fn run(cli: Cli, given: &Given) -> Result<()> {
