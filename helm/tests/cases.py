@@ -56,7 +56,7 @@ EVERY_KNOB = {
     "service": {
         "type": "LoadBalancer", "nodePort": 30085, "annotations": {"a": "b"}, "labels": {"c": "d"},
         "loadBalancerClass": "example.org/lb", "loadBalancerSourceRanges": ["10.0.0.0/8"], "externalTrafficPolicy": "Local",
-        "ipFamilyPolicy": "PreferDualStack", "ipFamilies": ["IPv4"], "trafficDistribution": "PreferSameZone",
+        "sessionAffinity": "ClientIP", "ipFamilyPolicy": "PreferDualStack", "ipFamilies": ["IPv4"], "trafficDistribution": "PreferSameZone",
     },
     "serviceAccount": {"name": "account", "annotations": {"role": "x"}, "labels": {"l": "m"}},
     "podDisruptionBudget": {"minAvailable": "50%"},

@@ -226,7 +226,7 @@ def knobs_reach_the_pod():
         meta = deployment["spec"]["template"]["metadata"]
         assert wanted["podLabels"].items() <= meta["labels"].items() and wanted["podAnnotations"].items() <= meta["annotations"].items()
         service = one.one("Service", f"berth-{component}")["spec"]
-        for field in ("type", "loadBalancerClass", "loadBalancerSourceRanges", "externalTrafficPolicy", "ipFamilyPolicy", "ipFamilies", "trafficDistribution"):
+        for field in ("type", "loadBalancerClass", "loadBalancerSourceRanges", "externalTrafficPolicy", "sessionAffinity", "ipFamilyPolicy", "ipFamilies", "trafficDistribution"):
             assert service[field] == wanted["service"][field], field
         assert service["ports"][0]["nodePort"] == wanted["service"]["nodePort"]
         assert one.one("PodDisruptionBudget", f"berth-{component}")["spec"]["minAvailable"] == "50%"

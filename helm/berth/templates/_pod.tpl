@@ -67,6 +67,9 @@ spec:
   externalTrafficPolicy: {{ . }}
   {{- end }}
   {{- end }}
+  {{- with $service.sessionAffinity }}
+  sessionAffinity: {{ . }}
+  {{- end }}
   {{- with $service.ipFamilyPolicy }}
   ipFamilyPolicy: {{ . }}
   {{- end }}
