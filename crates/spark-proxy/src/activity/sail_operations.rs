@@ -6,7 +6,8 @@
 //! returning client receives it from the task that has it. The task may be in another worker, so
 //! both talk by bounded channels.
 
-use crate::grpc::identity::{ResponseId, SparkSessionId};
+use crate::grpc::identity::SparkSessionId;
+use crate::grpc::response_scanner::ResponseId;
 use crate::metrics::Outcome;
 use bytes::Bytes;
 use http::HeaderMap;

@@ -13,6 +13,7 @@ pub(crate) mod keepalive;
 pub(crate) mod method;
 pub(crate) mod reply;
 pub(crate) mod request_body;
+pub(crate) mod response_scanner;
 pub(crate) mod unsent;
 
 use bytes::{BufMut as _, Bytes, BytesMut};

@@ -12,7 +12,7 @@
 
 use crate::activity::sail_operations::{NotRetained, Received};
 use crate::grpc::encoding::Encoding;
-use crate::grpc::identity::{ResponseId, ResponseScanner};
+use crate::grpc::response_scanner::{ResponseId, ResponseScanner};
 use bytes::{Bytes, BytesMut};
 use std::collections::VecDeque;
 

@@ -9,14 +9,12 @@
 
 mod head;
 mod operation;
-mod response;
 #[cfg(test)]
 mod tests;
-mod wire;
+pub(crate) mod wire;
 
 pub(crate) use head::SparkSessionId;
 pub(crate) use operation::Operation;
-pub(crate) use response::{ResponseId, ResponseScanner};
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use head::{Head, MAX_HEAD_BYTES};

@@ -12,14 +12,14 @@ const MAX_LEN: u64 = (1 << 31) - 1;
 
 /// A varint parsed byte by byte.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Varint {
+pub(crate) struct Varint {
     value: u64,
     bytes: u8,
 }
 
 impl Varint {
     /// Takes one byte; returns the value after the last one.
-    pub(super) fn push(&mut self, byte: u8) -> Result<Option<u64>, Malformed> {
+    pub(crate) fn push(&mut self, byte: u8) -> Result<Option<u64>, Malformed> {
         if self.bytes == MAX_VARINT - 1 && byte > 1 {
             return Err("a varint is too long");
         }
@@ -34,7 +34,7 @@ impl Varint {
 }
 
 /// Parses a varint at `from`; returns its value and end, or `None` if the bytes end within it.
-pub(super) fn varint(bytes: &[u8], from: usize) -> Result<Option<(u64, usize)>, Malformed> {
+pub(crate) fn varint(bytes: &[u8], from: usize) -> Result<Option<(u64, usize)>, Malformed> {
     let mut varint = Varint::default();
     for (index, &byte) in bytes.iter().enumerate().skip(from) {
         if let Some(value) = varint.push(byte)? {
@@ -46,14 +46,14 @@ pub(super) fn varint(bytes: &[u8], from: usize) -> Result<Option<(u64, usize)>, 
 
 /// Number and wire type of a field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Tag {
-    pub(super) field: u64,
-    pub(super) kind: Kind,
+pub(crate) struct Tag {
+    pub(crate) field: u64,
+    pub(crate) kind: Kind,
 }
 
 /// Wire types. Groups are deprecated, and other types are undefined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     Varint,
     Fixed64,
     Len,
@@ -61,7 +61,7 @@ pub(super) enum Kind {
 }
 
 impl Tag {
-    pub(super) fn read(value: u64) -> Result<Self, Malformed> {
+    pub(crate) fn read(value: u64) -> Result<Self, Malformed> {
         if value > u64::from(u32::MAX) {
             return Err("a field number is too large");
         }
@@ -80,7 +80,7 @@ impl Tag {
 }
 
 /// Checks a length against the remaining bytes.
-pub(super) fn length(value: u64, left: u64) -> Result<u64, Malformed> {
+pub(crate) fn length(value: u64, left: u64) -> Result<u64, Malformed> {
     if value > MAX_LEN {
         return Err("a length is too large");
     }
@@ -92,7 +92,7 @@ pub(super) fn length(value: u64, left: u64) -> Result<u64, Malformed> {
 }
 
 /// Handles the fields that a [`Scanner`] finds.
-pub(super) trait Fields {
+pub(crate) trait Fields {
     /// Whether the field may occur.
     fn allows(&self, field: u64) -> bool;
 
@@ -111,7 +111,7 @@ pub(super) trait Fields {
 
 /// Scans the top-level fields of a message in pieces, without buffering.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Scanner {
+pub(crate) struct Scanner {
     state: ScanState,
     /// Remaining bytes of the message.
     left: u64,
@@ -132,24 +132,24 @@ impl ScanState {
 
 impl Scanner {
     /// Creates a scanner of `left` bytes, which begin with a tag.
-    pub(super) fn new(left: u64) -> Self {
+    pub(crate) fn new(left: u64) -> Self {
         Self {
             state: ScanState::START,
             left,
         }
     }
 
-    pub(super) fn left(&self) -> u64 {
+    pub(crate) fn left(&self) -> u64 {
         self.left
     }
 
     /// Whether the bytes so far end after a complete field.
-    pub(super) fn is_between_fields(&self) -> bool {
+    pub(crate) fn is_between_fields(&self) -> bool {
         self.end().is_ok()
     }
 
     /// Takes the next bytes, none of which is beyond the end of the message.
-    pub(super) fn scan(&mut self, mut bytes: &[u8], fields: &mut impl Fields) -> Result<(), Malformed> {
+    pub(crate) fn scan(&mut self, mut bytes: &[u8], fields: &mut impl Fields) -> Result<(), Malformed> {
         while let Some((&byte, rest)) = bytes.split_first() {
             match self.state {
                 ScanState::Skip(count) => {
@@ -254,7 +254,7 @@ impl Scanner {
 }
 
 /// Writes a varint.
-pub(super) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
+pub(crate) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
         // Seven bits and the continuation bit.
         out.push((value & 0x7f) as u8 | 0x80);
@@ -264,7 +264,7 @@ pub(super) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
 }
 
 /// Writes a length-delimited field.
-pub(super) fn put_field(out: &mut Vec<u8>, field: u64, content: &[u8]) {
+pub(crate) fn put_field(out: &mut Vec<u8>, field: u64, content: &[u8]) {
     put_varint(out, field << 3 | 2);
     put_varint(out, content.len() as u64);
     out.extend_from_slice(content);

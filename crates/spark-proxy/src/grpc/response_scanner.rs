@@ -5,9 +5,9 @@
 //! engine writes the id after the rows; a compressed message is therefore decompressed as a stream,
 //! and its content is dropped. A message that cannot be read has no id.
 
-use super::GRPC_PREFIX;
-use super::wire::{Fields, Scanner};
-use crate::grpc::encoding::Encoding;
+use super::encoding::Encoding;
+use super::identity::GRPC_PREFIX;
+use super::identity::wire::{Fields, Scanner};
 use std::cell::Cell;
 use std::io::{self, Write};
 
