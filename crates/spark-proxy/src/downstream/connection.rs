@@ -7,6 +7,7 @@
 
 use crate::call::{ConnectionState, handle};
 use crate::config::{LimitConfig, TlsMode};
+use crate::downstream::lingering_io::LingeringIo;
 use crate::downstream::proxy_protocol::{self, ProxyHeaderError};
 use crate::downstream::read_pacing::{PacedIo, ReadPacing};
 use crate::grpc::keepalive::{Keepalive, KeepaliveAction, KeepaliveConfig, KeepaliveState, TrackedIo};
@@ -55,7 +56,7 @@ const MAX_UNVERIFIED_CALLS: usize = 128;
 /// Retry delay when calls of the connection must end first.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 
-type Io = PacedIo<TrackedIo<Conn>>;
+type Io = PacedIo<TrackedIo<LingeringIo<Conn>>>;
 
 /// A connection after its handshakes.
 struct OpenConnection {
@@ -145,7 +146,10 @@ async fn open(
         // As many calls may be rejected at once while their clients are still sending.
         .max_concurrent_reset_streams(limits.hard_streams_per_connection() as usize)
         .max_send_buffer_size(limits.send_buffer_bytes)
-        .handshake(PacedIo::new(TrackedIo::new(conn, &keepalive_state), &pacing))
+        .handshake(PacedIo::new(
+            TrackedIo::new(LingeringIo::new(conn), &keepalive_state),
+            &pacing,
+        ))
         .await
         .context("HTTP/2")?;
     Ok(OpenConnection {

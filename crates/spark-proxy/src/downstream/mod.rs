@@ -5,6 +5,7 @@
 //!                                              │ proxy_protocol: client IP
 //!                                              │ TLS, HTTP/2
 //!                                              │ read_pacing: small reads until a valid token
+//!                                              │ lingering_io: the close waits for the client
 //!                                              ▼
 //!                                           call::handle, one task per call
 //! ```
@@ -12,5 +13,6 @@
 pub(crate) mod acceptor;
 pub(crate) mod connection;
 mod frame_rate;
+mod lingering_io;
 mod proxy_protocol;
 mod read_pacing;

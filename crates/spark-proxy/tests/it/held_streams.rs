@@ -516,7 +516,6 @@ async fn an_operation_of_another_proxy_is_not_continued() {
 /// A stream that a client of another worker receives runs to its end during the drain; a held one
 /// ends, because no client can return to this proxy.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "one of six: the drain closes the connection before its client has read all (known limits)"]
 async fn a_resumed_stream_finishes_during_the_drain() {
     const SIZE: usize = 50_000;
     let mut rig = sail(|_| {}).await;
