@@ -5,4 +5,5 @@ pub mod documentation;
 pub mod fake_routes;
 pub mod fake_spark;
 pub mod fixtures;
+pub mod ports;
 pub mod redis;

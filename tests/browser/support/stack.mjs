@@ -176,14 +176,27 @@ async function stopProcess(child) {
   clearTimeout(limit);
 }
 
-function freePort() {
-  return new Promise((resolve, reject) => {
+// Below the ports that Linux gives to outgoing connections (32768 and above), one of
+// which could take the port before its service listens. The range is not that of the Rust tests.
+const FIRST_PORT = 10_000;
+const PORTS = 5_000;
+let nextPort = process.pid % PORTS;
+
+/** A port on which nothing listens, given out once. */
+async function freePort() {
+  for (let tries = 0; tries < PORTS; tries += 1) {
+    const port = FIRST_PORT + nextPort;
+    nextPort = (nextPort + 1) % PORTS;
+    if (await canListen(port)) return port;
+  }
+  throw new Error("no port is free");
+}
+
+function canListen(port) {
+  return new Promise((resolve) => {
     const server = createServer();
-    server.once("error", reject);
-    server.listen(0, "127.0.0.1", () => {
-      const { port } = server.address();
-      server.close(() => resolve(port));
-    });
+    server.once("error", () => resolve(false));
+    server.listen(port, "127.0.0.1", () => server.close(() => resolve(true)));
   });
 }
 

@@ -1,6 +1,5 @@
 //! A real OpenTelemetry collector: `rotel`, which prints the spans it receives.
 
-use crate::ports::free_ports;
 use anyhow::{Context as _, Result, ensure};
 use local_stack::paths::home;
 use local_stack::wait::until;
@@ -10,6 +9,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 use tempfile::TempDir;
+use test_support::ports::free_ports;
 
 const READY: Duration = Duration::from_secs(30);
 const ARRIVAL: Duration = Duration::from_secs(30);

@@ -1,6 +1,5 @@
 //! A real OpenID provider: npm `oidc-provider` on Node.
 
-use crate::ports::free_port;
 use anyhow::{Context as _, Result, ensure};
 use local_stack::paths::{home, repo};
 use local_stack::{Process, until_ready};
@@ -9,6 +8,7 @@ use std::net::SocketAddr;
 use std::process::Command;
 use std::time::Duration;
 use tempfile::TempDir;
+use test_support::ports::free_port;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 

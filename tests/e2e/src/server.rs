@@ -1,6 +1,5 @@
 //! Spark Connect servers that Berth did not start, for `static` clusters.
 
-use crate::ports::free_port;
 use anyhow::Result;
 use local_stack::paths::installed;
 use local_stack::wait::until;
@@ -9,6 +8,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
+use test_support::ports::free_port;
 use tokio::net::TcpStream;
 
 const READY: Duration = Duration::from_secs(120);

@@ -1,6 +1,5 @@
 //! Redis, the three services and the `berth` command, set up for one test.
 
-use crate::ports::free_ports;
 use crate::python::Client;
 use anyhow::{Context, Result, bail, ensure};
 use local_stack::Service;
@@ -16,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tempfile::TempDir;
+use test_support::ports::free_ports;
 use test_support::redis::{PrivateRedis, RedisOptions};
 
 /// What the sessions of a test run on.

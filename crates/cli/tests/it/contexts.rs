@@ -131,7 +131,7 @@ async fn an_option_beats_the_environment_and_that_a_context() {
     let stack = Stack::start().await;
     let berth = Berth::new();
     let good = format!("http://{}", stack.manager);
-    let bad = format!("http://{}", free_address().await);
+    let bad = format!("http://{}", free_address());
     let key = berth.write("key", stack.key("ada"));
     let wrong = berth.write("wrong-key", "berth_sa_wrong");
     berth

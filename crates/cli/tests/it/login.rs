@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 /// A context for the provider; session-manager is away.
 async fn with_context(provider: &Provider) -> Berth {
     let berth = Berth::new();
-    let manager = format!("http://{}", free_address().await);
+    let manager = format!("http://{}", free_address());
     let issuer = provider.issuer();
     berth
         .run(

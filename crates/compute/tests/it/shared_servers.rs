@@ -6,7 +6,6 @@ use compute::shared_servers::{end_spark_sessions, select_catalog, user_id};
 use compute::{AllowList, CatalogSelection, ComputeProvider, ComputeSpec};
 use session_core::{Engine, Provider, Route, SparkSessionId};
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, TcpListener};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Instant;
@@ -114,9 +113,7 @@ impl Drop for Sail {
 
 #[tokio::test]
 async fn spark_sessions_on_sail() {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    let port = listener.local_addr().unwrap().port();
-    drop(listener);
+    let port = test_support::ports::free_port().unwrap().port();
     let catalogs = r#"[{name="main", type="memory", initial_database=["default"]}, {name="lake", type="memory", initial_database=["dev"]}]"#;
     let _server = Sail {
         child: Command::new(sail())

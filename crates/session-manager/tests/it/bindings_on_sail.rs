@@ -10,7 +10,6 @@ use session_proto::spark as sc;
 use session_proto::spark::spark_connect_service_client::SparkConnectServiceClient;
 use session_proto::v1::{self, SessionStatus};
 use session_store::prelude::*;
-use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use tonic::Status;
@@ -28,9 +27,7 @@ impl Sail {
     fn start() -> Self {
         let default = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.berth/venv-sail/bin/sail");
         let program = std::env::var_os("BERTH_SAIL").map_or(default, PathBuf::from);
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let port = listener.local_addr().unwrap().port();
-        drop(listener);
+        let port = test_support::ports::free_port().unwrap().port();
         let catalogs = r#"[{name="main", type="memory", initial_database=["default"]}, {name="lake", type="memory", initial_database=["dev"]}]"#;
         let child = Command::new(program)
             .args([

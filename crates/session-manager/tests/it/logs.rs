@@ -11,7 +11,7 @@ use session_proto::v1::catalog_service_client::CatalogServiceClient;
 use session_proto::v1::cluster_service_client::ClusterServiceClient;
 use session_proto::v1::org_service_client::OrgServiceClient;
 use session_proto::v1::session_service_client::SessionServiceClient;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -59,7 +59,7 @@ impl Drop for Program {
 }
 
 fn free() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    test_support::ports::free_port().unwrap()
 }
 
 impl Program {

@@ -176,9 +176,7 @@ async fn launch(dir: &Path, port: u16, args: &[String]) -> anyhow::Result<RedisS
 }
 
 fn free_port() -> anyhow::Result<u16> {
-    Ok(std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
-        .local_addr()?
-        .port())
+    Ok(crate::ports::free_port()?.port())
 }
 
 #[cfg(test)]

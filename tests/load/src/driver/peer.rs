@@ -8,10 +8,11 @@ use anyhow::{Context as _, Result, bail};
 use local_stack::config::Tls;
 use std::fmt::Write as _;
 use std::fs::File;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+use test_support::ports::free_port;
 
 const START: Duration = Duration::from_secs(60);
 /// For a drain, slowed by a tool that counts.
@@ -395,9 +396,4 @@ impl Kit {
             .replace("@AUDIENCE@", crate::callers::AUDIENCE)
             .replace("@SESSION@", crate::callers::session(0).as_str())
     }
-}
-
-/// Free now; a peer that loses the race for it says so at its start.
-fn free_port() -> Result<SocketAddr> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
 }

@@ -31,7 +31,7 @@ fn tls(verdict: &'static str, address: SocketAddr) -> Case {
 
 pub(super) async fn cases(rig: &Rig) -> (Vec<Case>, Unreachable) {
     let held = unreachable().await;
-    let refused = free_address().await;
+    let refused = free_address();
     let mut cases = vec![
         manager("dns-not-found", "https://no-such-host.invalid:8081"),
         plain("connection-refused", refused),
@@ -142,7 +142,7 @@ async fn strings(rig: &Rig) -> Vec<Case> {
     vec![
         // PySpark uses TLS for every host but the literal localhost.
         rig.string("plaintext-expected", part, &at("127.0.0.1", rig.stack.proxy)),
-        rig.string("connection-refused", part, &at("localhost", free_address().await)),
+        rig.string("connection-refused", part, &at("localhost", free_address())),
         rig.string("trailers-stripped", part, &at("localhost", stripped)),
         rig.string("message-too-large", part, &at("localhost", too_large)),
         rig.string("cut-while-quiet", part, &at("localhost", cutting))

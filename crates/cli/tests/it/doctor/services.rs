@@ -93,7 +93,7 @@ async fn sessions(rig: &Rig) -> Vec<Case> {
     stack.close("ada", &closed).await;
     let starting = stack.pending("ada").await;
     let failed = stack.failed("ada", "no such image").await;
-    let lost = stack.active_at("ada", free_address().await).await;
+    let lost = stack.active_at("ada", free_address()).await;
     let full = stack.active("eve").await;
     stack.issue("eve", &full).await;
     vec![
@@ -131,7 +131,7 @@ async fn away(rig: &Rig) -> Vec<Case> {
         ..Default::default()
     };
     let old = scripted(Script::Message(issued.encode_to_vec())).await;
-    let away = free_address().await;
+    let away = free_address();
     vec![
         rig.at_stack("control-plane-unavailable", "token-issuer", "ada", None)
             .env("BERTH_ISSUER", format!("http://{}", stack.lonely_issuer)),

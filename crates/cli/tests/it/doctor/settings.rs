@@ -84,7 +84,7 @@ pub(super) async fn cases(rig: &Rig) -> Vec<Case> {
 /// Contexts with a provider: nobody signed in, and a provider that is away.
 async fn sign_ins(rig: &Rig) -> Vec<Case> {
     let provider = Provider::start().await;
-    let away = format!("http://{}", free_address().await);
+    let away = format!("http://{}", free_address());
     for (context, issuer) in [("needs", provider.issuer()), ("away", away.clone())] {
         let set = [
             "context",

@@ -69,15 +69,15 @@ impl Stack {
             .iter()
             .map(|(name, ..)| (*name, service_kit::caller::generate_key()))
             .collect();
-        let jwks = free_address().await;
+        let jwks = free_address();
         let sim = SimCompute::new();
         let mut all = Vec::new();
         let (manager, internal) = start_manager(dir.path(), &keys, jwks, &sim, store, &mut all).await;
         let proxy_listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let proxy = proxy_listener.local_addr().unwrap();
         let issuer = start_issuer(dir.path(), internal, jwks, proxy, &mut all).await;
-        let away = free_address().await;
-        let lonely_issuer = start_issuer(dir.path(), away, free_address().await, proxy, &mut all).await;
+        let away = free_address();
+        let lonely_issuer = start_issuer(dir.path(), away, free_address(), proxy, &mut all).await;
         let lonely = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let lonely_proxy = lonely.local_addr().unwrap();
         let mut stack = Self {
@@ -361,12 +361,8 @@ fn channel(address: SocketAddr) -> Channel {
 }
 
 /// An address at which nothing listens.
-pub(crate) async fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0")
-        .await
-        .unwrap()
-        .local_addr()
-        .unwrap()
+pub(crate) fn free_address() -> SocketAddr {
+    test_support::ports::free_port().unwrap()
 }
 
 fn config_of<T>(dir: &Path, name: &str, text: &str) -> T

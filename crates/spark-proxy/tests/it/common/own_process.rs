@@ -5,7 +5,7 @@ use session_core::{SessionId, Timestamp, TokenId};
 use session_proto::internal::Route;
 use session_token::{Claims, Signer};
 use spark_proxy::Config;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 use tempfile::TempDir;
@@ -122,7 +122,7 @@ impl OwnProcess {
 }
 
 fn free() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    test_support::ports::free_port().unwrap()
 }
 
 #[expect(

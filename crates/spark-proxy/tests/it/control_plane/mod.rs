@@ -67,12 +67,7 @@ impl Stack {
         let account = service_kit::caller::generate_key();
 
         // Ports that must be chosen before their services start.
-        let bound = [
-            TcpListener::bind("127.0.0.1:0").await.unwrap(),
-            TcpListener::bind("127.0.0.1:0").await.unwrap(),
-        ];
-        let jwks = [0, 1].map(|n| bound[n].local_addr().unwrap());
-        drop(bound);
+        let jwks = [0, 1].map(|_| test_support::ports::free_port().unwrap());
         let sets = jwks.map(|jwks| format!("http://{jwks}/.well-known/jwks.json"));
         let text = format!(
             "listen.public.address = \"127.0.0.1:0\"\nlisten.internal.address = \"127.0.0.1:0\"\n\

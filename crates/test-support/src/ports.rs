@@ -1,4 +1,4 @@
-//! Ports for servers that are told theirs. Each is handed out once, and from
+//! Ports for servers whose configuration names one. Each is handed out once, and from
 //! below the range that the kernel takes for outgoing connections, so neither
 //! two tests nor a client's own port can be in the way.
 
@@ -12,7 +12,7 @@ const COUNT: u16 = 17_000;
 
 static NEXT: AtomicU16 = AtomicU16::new(0);
 
-/// A port that nobody listens on and nobody else gets.
+/// An address on which nothing listens, given out once.
 ///
 /// # Errors
 /// When all are taken.
@@ -30,11 +30,11 @@ pub fn free_port() -> Result<SocketAddr> {
         .context("no port is free")
 }
 
-/// So many of them.
+/// `N` of them.
 ///
 /// # Errors
 /// When all are taken.
-pub(crate) fn free_ports<const N: usize>() -> Result<[SocketAddr; N]> {
+pub fn free_ports<const N: usize>() -> Result<[SocketAddr; N]> {
     let ports: Vec<SocketAddr> = (0..N).map(|_| free_port()).collect::<Result<_>>()?;
     ports.try_into().map_err(|_| anyhow::anyhow!("ports"))
 }
