@@ -6,6 +6,7 @@
 
 use crate::id::{OrgId, SessionId, SessionKey, TokenId};
 use crate::principal::Actor;
+use crate::reason::ChangeReason;
 use crate::session::{EventRecord, Status};
 use crate::string_enum::string_enum;
 use crate::time::Timestamp;
@@ -170,6 +171,11 @@ impl AuditRecord {
             version: None,
             unreplicated: false,
         }
+    }
+
+    /// Whether it is an action of a platform admin, also in organizations that are not theirs.
+    pub fn is_of_platform_admin(&self) -> bool {
+        self.action.is_for_platform_admins() || self.reason == ChangeReason::ClusterDestroyed.as_str()
     }
 
     /// The record of a session's change, which is stored in the same write.

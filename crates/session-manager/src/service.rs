@@ -172,7 +172,7 @@ impl Parts {
             fan_out: Arc::new(ChangeFanOut::new()),
             reports: lifecycle.reports,
             watches: api::watch::Watches::new(),
-            audit_reads: api::audit::audit_reads(),
+            read_limits: api::audit::ReadLimits::new(),
             catalog_tests: api::test_catalog::catalog_tests(),
             verifier,
             keys: key_document(config, Arc::clone(&keyring), Arc::clone(&clock), ready)?,

@@ -7,7 +7,7 @@
 
 use crate::Error;
 use async_trait::async_trait;
-use session_core::{AuditRecord, OrgId};
+use session_core::{AuditRecord, OrgId, Timestamp};
 use std::cmp::Reverse;
 use std::fmt;
 use std::str::FromStr;
@@ -28,6 +28,26 @@ pub struct AuditEntry {
     pub record: AuditRecord,
 }
 
+/// Whose records are read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AuditSource {
+    /// All records of a partition.
+    Partition(u8),
+    /// Those of one organization, so that neither the records nor their places say anything of
+    /// others in its partition.
+    Org(OrgId),
+}
+
+impl AuditSource {
+    /// The partition that has the records.
+    pub fn partition(&self) -> u8 {
+        match self {
+            Self::Partition(partition) => *partition,
+            Self::Org(org) => org.partition(),
+        }
+    }
+}
+
 /// The place of a record in the order of all partitions: by the time of its write, then
 /// by its number in that millisecond. Of two partitions with the same, the lower is newer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -44,6 +64,11 @@ impl AuditPlace {
             number,
             partition: Reverse(partition),
         }
+    }
+
+    /// When the record was written, by the clock of the store.
+    pub fn written_at(self) -> Timestamp {
+        Timestamp::from_millis(self.time)
     }
 
     /// Time and number up to which records of `partition` come before this place, and
@@ -86,11 +111,11 @@ pub trait AuditTrail {
     /// the oldest record if `after` is empty or deleted.
     async fn read_audit(&self, partition: u8, after: &str, limit: usize) -> Result<Vec<AuditEntry>, Error>;
 
-    /// Returns the newest records of a partition before the place `before`, at most
+    /// Returns the newest records of a source before the place `before`, at most
     /// `limit`, newest first; the newest of all without a place.
     async fn read_audit_before(
         &self,
-        partition: u8,
+        source: AuditSource,
         before: Option<AuditPlace>,
         limit: usize,
     ) -> Result<Vec<(AuditPlace, AuditRecord)>, Error>;

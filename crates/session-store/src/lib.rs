@@ -26,7 +26,7 @@ pub mod tokens;
 pub use activity_reports::{
     ActivityReports, Loaded, PROXY_RETENTION, Proxies, Report, ReportOutcome, ReportStart, UsageDelta,
 };
-pub use audit_trail::{AuditEntry, AuditPlace, AuditTrail};
+pub use audit_trail::{AuditEntry, AuditPlace, AuditSource, AuditTrail};
 pub use change_feed::{Change, ChangeFeed, Feed, FeedProgress};
 pub use definitions::{Definition, DefinitionQuota, Definitions, Kind};
 pub use due_queue::DueQueue;

@@ -1,4 +1,4 @@
-//! Pages of the audit trail, newest first, over one partition or all.
+//! Pages of the audit trail, newest first, of one organization or of all partitions.
 //!
 //! A filter can match nothing, so a call is bounded by the records that it reads: a
 //! page may be short and still have a next one.
@@ -11,22 +11,22 @@ use session_core::{
 use session_proto::convert::{self, non_empty, parse};
 use session_proto::error::Refused;
 use session_proto::v1;
-use session_store::{AuditPlace, Error, SessionStore};
+use session_store::{AuditPlace, AuditSource, Error, SessionStore};
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-/// Records that one call reads, at least one round.
+/// Maximum number of records that one call reads.
 const MAX_READ: usize = 4096;
-/// Records that one request to the store returns, of one partition or of each.
+/// Records that one request to the store returns, of one source or of each.
 const PART_OF_ONE: usize = 256;
 const PART_OF_EACH: usize = 64;
 /// Size from which a page ends early; clients of gRPC accept 4 MiB.
 const PAGE_BYTES: usize = 1 << 20;
 /// Actions that one request may name.
 const MAX_ACTIONS: usize = 32;
-/// By how much the order of records can differ from the order of their times: they are
-/// written later than the time they state, by clocks of several machines.
+/// By how much the time that a record states can be later than its write: the clocks are those of
+/// several machines. It is often earlier, because reports arrive late.
 const MAX_DISORDER: Duration = Duration::from_secs(3600);
 
 /// Records to return, and the place where the page starts.
@@ -103,31 +103,30 @@ fn actions(names: &[String]) -> Result<BTreeSet<AuditAction>, Refused> {
 }
 
 impl Query {
-    fn partitions(&self) -> Vec<u8> {
+    fn sources(&self) -> Vec<AuditSource> {
         match &self.org {
-            Some(org) => vec![org.partition()],
-            None => (0..OrgId::PARTITIONS).collect(),
+            Some(org) => vec![AuditSource::Org(org.clone())],
+            None => (0..OrgId::PARTITIONS).map(AuditSource::Partition).collect(),
         }
     }
 
     fn matches(&self, record: &AuditRecord) -> bool {
-        (self.org.is_none() || record.org == self.org)
-            && (self.actor.is_none() || record.actor == self.actor)
+        (self.actor.is_none() || record.actor == self.actor)
             && (self.actions.is_empty() || self.actions.contains(&record.action))
             && (self.session.is_none() || record.session == self.session)
             && self.since.is_none_or(|since| record.at >= since)
             && self.until.is_none_or(|until| record.at < until)
     }
 
-    /// Whether no older record can match.
-    fn ends_at(&self, record: &AuditRecord) -> bool {
+    /// Whether neither the record at `place` nor an older one can match.
+    fn ends_at(&self, place: AuditPlace) -> bool {
         self.since
-            .is_some_and(|since| record.at.after(MAX_DISORDER) < since)
+            .is_some_and(|since| place.written_at().after(MAX_DISORDER) < since)
     }
 
     fn shown(&self, record: &AuditRecord) -> v1::AuditRecord {
         let mut shown = convert::audit_record(record);
-        if !self.for_platform && record.action.is_for_platform_admins() {
+        if !self.for_platform && record.is_of_platform_admin() {
             shown.address.clear();
         }
         shown
@@ -142,16 +141,16 @@ pub(super) async fn read(
     store: &dyn SessionStore,
     mut query: Query,
 ) -> Result<v1::ListAuditRecordsResponse, Refused> {
-    let partitions = query.partitions();
+    let sources = query.sources();
     let mut page = v1::ListAuditRecordsResponse::default();
     let (mut read, mut bytes) = (0, 0);
     loop {
-        let round = newest(store, &partitions, query.before)
+        let round = newest(store, &sources, query.before)
             .await
             .map_err(crate::error::store)?;
         read += round.read;
         for (place, record) in &round.records {
-            if query.ends_at(record) {
+            if query.ends_at(*place) {
                 return Ok(page);
             }
             query.before = Some(*place);
@@ -167,7 +166,7 @@ pub(super) async fn read(
         }
         match query.before {
             Some(_) if round.is_last => return Ok(page),
-            Some(place) if read >= MAX_READ => {
+            Some(place) if read + part_of(&sources) * sources.len() > MAX_READ => {
                 page.next_page_token = place.to_string();
                 return Ok(page);
             }
@@ -184,21 +183,26 @@ struct Round {
     is_last: bool,
 }
 
+/// Records that one round reads of each source.
+fn part_of(sources: &[AuditSource]) -> usize {
+    match sources {
+        [_] => PART_OF_ONE,
+        _ => PART_OF_EACH,
+    }
+}
+
 async fn newest(
     store: &dyn SessionStore,
-    partitions: &[u8],
+    sources: &[AuditSource],
     before: Option<AuditPlace>,
 ) -> Result<Round, Error> {
-    let part = match partitions.len() {
-        1 => PART_OF_ONE,
-        _ => PART_OF_EACH,
-    };
-    let reads = partitions
+    let part = part_of(sources);
+    let reads = sources
         .iter()
-        .map(|partition| store.read_audit_before(*partition, before, part));
+        .map(|source| store.read_audit_before(source.clone(), before, part));
     let parts = futures::future::try_join_all(reads).await?;
     let read = parts.iter().map(Vec::len).sum();
-    // Below the last record of a full part there may be more of its partition.
+    // Below the last record of a full part there may be more of its source.
     let full = parts.iter().filter(|records| records.len() == part);
     let horizon = full
         .filter_map(|records| records.last())

@@ -54,7 +54,7 @@ pub(crate) struct Api {
     pub(crate) reports: Arc<ReportIntake>,
     pub(crate) disabling: Arc<Disabling>,
     pub(crate) watches: watch::Watches,
-    pub(crate) audit_reads: audit::AuditReads,
+    pub(crate) read_limits: audit::ReadLimits,
     pub(crate) catalog_tests: test_catalog::CatalogTests,
     pub(crate) verifier: Verifier,
     pub(crate) keyring: Arc<Keyring>,

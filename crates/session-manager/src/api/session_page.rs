@@ -91,7 +91,9 @@ pub(super) async fn read(
             bytes += session.encoded_len();
             sessions.push(session);
         }
-        if part.next.is_none() || sessions.len() >= asked || bytes >= PAGE_BYTES {
+        // The store ends a part early at its limit of examined sessions.
+        let at_read_limit = part.sessions.len() < query.page_size;
+        if part.next.is_none() || at_read_limit || sessions.len() >= asked || bytes >= PAGE_BYTES {
             return Ok(v1::ListSessionsResponse {
                 sessions,
                 next_page_token: part.next.unwrap_or_default(),

@@ -10,7 +10,7 @@ use session_core::{
     AuditRecord, ClusterName, EventRecord, Operation, OrgId, PrincipalId, ProxyId, Session, SessionKey,
     SparkSessionId, Status, Timestamp, TokenId, TokenUse, Use,
 };
-use session_store::audit_trail::{AuditEntry, AuditPlace};
+use session_store::audit_trail::{AuditEntry, AuditPlace, AuditSource};
 use session_store::signing_keys::KnownKeys;
 use session_store::spark_bindings::{Bind, Binding, Bound, SparkSession};
 use session_store::spark_sessions::{SettingsChange, SparkSessionUse, StoredSparkSession};
@@ -528,13 +528,13 @@ impl AuditTrail for FaultyStore {
     }
     async fn read_audit_before(
         &self,
-        partition: u8,
+        source: AuditSource,
         before: Option<AuditPlace>,
         limit: usize,
     ) -> Result<Vec<(AuditPlace, AuditRecord)>, Error> {
         self.call(
             "read_audit_before",
-            self.inner().read_audit_before(partition, before, limit),
+            self.inner().read_audit_before(source, before, limit),
         )
         .await
     }

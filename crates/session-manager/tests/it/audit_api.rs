@@ -1,13 +1,14 @@
 //! AuditService: who may read which records and sums, filters, pages and bounds.
 
-use crate::support::{Manager, WithKey, until};
+use crate::clusters::{define, delete};
+use crate::support::{Manager, WithKey, on, until};
 use session_core::{Actor, AuditAction, AuditRecord, OrgId, Reason, SessionKey, Timestamp};
 use session_proto::convert::timestamp;
 use session_proto::error::reason_of;
 use session_proto::v1::audit_service_client::AuditServiceClient;
 use session_proto::v1::{self, ListAuditRecordsRequest, ListUsageRequest};
 use session_store::prelude::*;
-use session_store::{Report, UsageDelta};
+use session_store::{AuditSource, Report, UsageDelta};
 use std::time::Duration;
 use tonic::Status;
 use tonic::service::interceptor::InterceptedService;
@@ -50,7 +51,9 @@ fn of_org(org: &str) -> ListAuditRecordsRequest {
 async fn stored(manager: &Manager) -> Vec<AuditRecord> {
     let mut all = Vec::new();
     for partition in 0..OrgId::PARTITIONS {
-        let records = manager.store.read_audit_before(partition, None, 100_000);
+        let records = manager
+            .store
+            .read_audit_before(AuditSource::Partition(partition), None, 100_000);
         all.extend(records.await.unwrap());
     }
     all.sort_unstable_by_key(|(place, _)| std::cmp::Reverse(*place));
@@ -230,9 +233,28 @@ async fn addresses_of_platform_admins_are_for_platform_admins() {
     assert_eq!(address("olga", AuditAction::SessionCreated).await, "127.0.0.1");
     assert_eq!(address("olga", AuditAction::OrgUpdated).await, "");
     assert_eq!(address("pat", AuditAction::OrgUpdated).await, "127.0.0.1");
+
+    // A forced deletion of a cluster closes the sessions of every organization.
+    define(&manager).await;
+    let session = manager.create_as("ada", on("lab")).await;
+    delete(&manager, true).await.unwrap();
+    manager.until_status(&session, v1::SessionStatus::Closed).await;
+    let forced = async |who: &str| {
+        let request = ListAuditRecordsRequest {
+            session_id: session.id.to_string(),
+            principal: "sa|pat".to_owned(),
+            ..of_org("acme")
+        };
+        let (records, _) = all(&manager.audit(who), request).await;
+        assert_eq!(records[0].reason, "CLUSTER_DESTROYED", "{who}: {records:?}");
+        records[0].address.clone()
+    };
+    assert_eq!(forced("pat").await, "127.0.0.1");
+    assert_eq!(forced("olga").await, "");
     manager.stop().await;
 }
 
+/// A record that states an early time, as those of late reports do.
 fn record(org: &OrgId, n: usize) -> AuditRecord {
     let actor = Actor::Principal("sa|robot".parse().unwrap());
     AuditRecord::new(
@@ -281,7 +303,7 @@ async fn one_call_reads_a_bounded_number_of_records() {
         records.iter().filter(|record| record.actor == "sa|robot").count(),
         5000
     );
-    // Old records end the search.
+    // Records that were written before the time end the search.
     let recent = ListAuditRecordsRequest {
         since: Some(timestamp(Timestamp::from_millis(1_800_000_000_000))),
         ..request
@@ -309,6 +331,133 @@ async fn concurrent_reads_of_an_organization_are_limited() {
     }
     // The places are free again.
     page(manager.audit("olga"), of_org("acme")).await.unwrap();
+    manager.stop().await;
+}
+
+/// Usage, which every member may read, takes no place of the trail; tenants take none of platform admins.
+#[tokio::test]
+async fn reads_of_usage_leave_room_for_the_trail_and_for_platform_admins() {
+    let manager = Manager::start().await;
+    manager.create("ada").await;
+    *manager.recording.audit_delay.lock().unwrap() = Duration::from_secs(2);
+    let read = async |who: &str| usage(&manager, who, ListUsageRequest::default()).await;
+    let trail = async |who: &str| page(manager.audit(who), of_org("acme")).await;
+    // The first two have the places of the organization when the others come.
+    let later = async {
+        until("two reads of usage run", async || {
+            manager.recording.calls().get("list").copied() >= Some(2)
+        })
+        .await;
+        let own = refused(read("ada").await, Reason::RateLimited);
+        assert!(own.message().starts_with("One of your calls"), "{own}");
+        let third = refused(read("olga").await, Reason::RateLimited);
+        assert!(
+            third.message().starts_with("2 calls of your organization"),
+            "{third}"
+        );
+        tokio::join!(trail("olga"), read("pat"), trail("pat"), trail("pat"))
+    };
+    let (ada, bob, (of_olga, of_pat, pats_trail, pats_third)) = tokio::join!(read("ada"), read("bob"), later);
+    ada.unwrap();
+    bob.unwrap();
+    of_olga.unwrap();
+    of_pat.unwrap();
+    pats_trail.unwrap();
+    let third = refused(pats_third, Reason::RateLimited);
+    assert!(third.message().starts_with("2 of your calls"), "{third}");
+    manager.stop().await;
+}
+
+/// `since` is compared with the time of each record; the search ends by the times of their writes.
+#[tokio::test]
+async fn a_record_of_an_early_time_hides_no_other() {
+    let manager = Manager::start().await;
+    let acme: OrgId = "acme".parse().unwrap();
+    let session = manager.create("ada").await;
+    for n in 0..3 {
+        manager.store.append_audit(&record(&acme, n)).await.unwrap();
+    }
+    let now = manager.store.now().await.unwrap();
+    let request = ListAuditRecordsRequest {
+        since: Some(timestamp(Timestamp::from_millis(now.as_millis() - 60_000))),
+        ..Default::default()
+    };
+    for (who, org) in [("olga", "acme"), ("pat", "acme"), ("pat", "")] {
+        let request = ListAuditRecordsRequest {
+            org: org.to_owned(),
+            ..request.clone()
+        };
+        let (records, _) = all(&manager.audit(who), request).await;
+        let created = records.iter().find(|record| record.action == "session.created");
+        assert_eq!(created.unwrap().session_id, session.id.to_string(), "{who} {org}");
+        assert!(records.iter().all(|record| record.actor != "sa|robot"));
+    }
+    manager.stop().await;
+}
+
+/// The records of organizations in one partition are apart, and so are their places.
+#[tokio::test]
+async fn page_tokens_name_records_of_the_organization() {
+    let manager = Manager::start().await;
+    let acme: OrgId = "acme".parse().unwrap();
+    let neighbour = (0..)
+        .map(|n| format!("n{n}").parse::<OrgId>().unwrap())
+        .find(|org| org.partition() == acme.partition())
+        .unwrap();
+    for n in 0..1000 {
+        let org = if n % 10 == 0 { &acme } else { &neighbour };
+        manager.store.append_audit(&record(org, n)).await.unwrap();
+    }
+    let partition = AuditSource::Partition(acme.partition());
+    let stored = manager
+        .store
+        .read_audit_before(partition, None, 10_000)
+        .await
+        .unwrap();
+    let own: Vec<String> = stored
+        .iter()
+        .filter(|(_, record)| record.org.as_ref() == Some(&acme))
+        .map(|(place, _)| place.to_string())
+        .collect();
+    let mut request = ListAuditRecordsRequest {
+        page_size: 7,
+        ..Default::default()
+    };
+    let before = reads(&manager);
+    let mut records = 0;
+    loop {
+        let answer = page(manager.audit("olga"), request.clone()).await.unwrap();
+        records += answer.records.len();
+        if answer.next_page_token.is_empty() {
+            break;
+        }
+        assert!(
+            own.contains(&answer.next_page_token),
+            "{}",
+            answer.next_page_token
+        );
+        request.page_token = answer.next_page_token;
+    }
+    assert_eq!(records, own.len());
+    assert!(own.len() >= 100);
+    assert_eq!(
+        reads(&manager) - before,
+        own.len().div_ceil(7) as u64,
+        "no read of the neighbour's"
+    );
+    // A place before all records.
+    request.page_token = "0-0-15".to_owned();
+    for (who, org) in [("olga", "acme"), ("pat", "")] {
+        let request = ListAuditRecordsRequest {
+            org: org.to_owned(),
+            ..request.clone()
+        };
+        let answer = page(manager.audit(who), request).await.unwrap();
+        assert!(
+            answer.records.is_empty() && answer.next_page_token.is_empty(),
+            "{who}"
+        );
+    }
     manager.stop().await;
 }
 

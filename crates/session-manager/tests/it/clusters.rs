@@ -19,7 +19,7 @@ fn lab(version: u64) -> v1::Cluster {
     }
 }
 
-async fn define(manager: &Manager) -> v1::Cluster {
+pub(crate) async fn define(manager: &Manager) -> v1::Cluster {
     let request = v1::CreateClusterRequest {
         cluster: Some(lab(0)),
     };
@@ -33,7 +33,7 @@ async fn define(manager: &Manager) -> v1::Cluster {
         .unwrap()
 }
 
-async fn delete(manager: &Manager, force: bool) -> Result<(), tonic::Status> {
+pub(crate) async fn delete(manager: &Manager, force: bool) -> Result<(), tonic::Status> {
     let request = v1::DeleteClusterRequest {
         name: "lab".to_owned(),
         force,

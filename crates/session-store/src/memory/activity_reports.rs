@@ -187,7 +187,7 @@ impl ActivityReports for MemoryStore {
             entry.used.apply_lease(report, entry.session.generation, now);
         }
         for id in first_used {
-            state.trail.add(first_use(key, &id, now));
+            state.trail.add(first_use(key, &id, now), now);
         }
         Ok(if status.is_terminal() {
             ReportOutcome::Ended

@@ -2,32 +2,45 @@
 
 use super::MemoryStore;
 use crate::Error;
-use crate::audit_trail::{AUDIT_SHARE, AuditEntry, AuditPlace, AuditTrail, MAX_AUDIT_RECORDS};
+use crate::audit_trail::{AUDIT_SHARE, AuditEntry, AuditPlace, AuditSource, AuditTrail, MAX_AUDIT_RECORDS};
 use async_trait::async_trait;
-use session_core::AuditRecord;
+use session_core::{AuditRecord, Timestamp};
 use std::collections::{HashMap, VecDeque};
 
-/// Records by partition, each with its number.
+/// Records by partition.
 #[derive(Default)]
 pub(super) struct Trail {
-    records: HashMap<u8, VecDeque<(u64, AuditRecord)>>,
+    records: HashMap<u8, VecDeque<Entry>>,
     exported: HashMap<u8, String>,
     last: u64,
+    last_written: Timestamp,
+}
+
+struct Entry {
+    number: u64,
+    written_at: Timestamp,
+    record: AuditRecord,
 }
 
 impl Trail {
-    pub(super) fn add(&mut self, record: AuditRecord) {
+    pub(super) fn add(&mut self, record: AuditRecord, now: Timestamp) {
         self.last += 1;
+        // As in Redis, places rise also when the clock is set back.
+        self.last_written = self.last_written.max(now);
         let records = self.records.entry(record.partition()).or_default();
         let org = record.org.clone();
-        records.push_back((self.last, record));
+        records.push_back(Entry {
+            number: self.last,
+            written_at: self.last_written,
+            record,
+        });
         if records.len() <= MAX_AUDIT_RECORDS {
             return;
         }
-        let of_org = |(_, record): &&(u64, AuditRecord)| record.org == org;
+        let of_org = |entry: &&Entry| entry.record.org == org;
         let own = records.iter().filter(of_org).count();
         let evicted = if own > MAX_AUDIT_RECORDS / AUDIT_SHARE {
-            records.iter().position(|record| of_org(&record))
+            records.iter().position(|entry| of_org(&entry))
         } else {
             Some(0)
         };
@@ -38,7 +51,8 @@ impl Trail {
 #[async_trait]
 impl AuditTrail for MemoryStore {
     async fn append_audit(&self, record: &AuditRecord) -> Result<(), Error> {
-        self.state().trail.add(record.clone());
+        let now = self.clock.now();
+        self.state().trail.add(record.clone(), now);
         Ok(())
     }
 
@@ -47,28 +61,35 @@ impl AuditTrail for MemoryStore {
         let state = self.state();
         let records = state.trail.records.get(&partition).into_iter().flatten();
         Ok(records
-            .filter(|(number, _)| *number > after)
+            .filter(|entry| entry.number > after)
             .take(limit)
-            .map(|(number, record)| AuditEntry {
-                position: number.to_string(),
-                record: record.clone(),
+            .map(|entry| AuditEntry {
+                position: entry.number.to_string(),
+                record: entry.record.clone(),
             })
             .collect())
     }
 
     async fn read_audit_before(
         &self,
-        partition: u8,
+        source: AuditSource,
         before: Option<AuditPlace>,
         limit: usize,
     ) -> Result<Vec<(AuditPlace, AuditRecord)>, Error> {
+        let partition = source.partition();
+        let is_in = |record: &AuditRecord| match &source {
+            AuditSource::Partition(_) => true,
+            AuditSource::Org(org) => record.org.as_ref() == Some(org),
+        };
+        let place = |entry: &Entry| AuditPlace::new(entry.written_at.as_millis(), entry.number, partition);
         let state = self.state();
         let records = state.trail.records.get(&partition).into_iter().flatten().rev();
         Ok(records
-            .map(|(number, record)| (AuditPlace::new(*number, 0, partition), record))
+            .filter(|entry| is_in(&entry.record))
+            .map(|entry| (place(entry), entry))
             .filter(|(place, _)| before.is_none_or(|before| *place < before))
             .take(limit)
-            .map(|(place, record)| (place, record.clone()))
+            .map(|(place, entry)| (place, entry.record.clone()))
             .collect())
     }
 

@@ -63,7 +63,9 @@ impl Sessions for MemoryStore {
             .or_default()
             .insert(key.id.clone(), entry);
         state.set_due(&key, Some(create.due));
-        state.trail.add(AuditRecord::of_change(&key, &create.record));
+        state
+            .trail
+            .add(AuditRecord::of_change(&key, &create.record), self.clock.now());
         self.publish(&create.session, create.record);
         Ok(Created {
             session: create.session,
@@ -119,7 +121,7 @@ impl MemoryStore {
             entry.history.pop_front();
         }
         state.set_due(&key, commit.due);
-        state.trail.add(AuditRecord::of_change(&key, &commit.record));
+        state.trail.add(AuditRecord::of_change(&key, &commit.record), now);
         self.publish(&commit.session, commit.record);
         Ok(())
     }

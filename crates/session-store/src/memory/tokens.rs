@@ -58,7 +58,7 @@ impl Tokens for MemoryStore {
         entry.used.retain_tokens(|id| entry.tokens.contains_key(id));
         let issued = token.audited(key);
         entry.tokens.insert(token.id.clone(), token);
-        state.trail.add(issued);
+        state.trail.add(issued, self.clock.now());
         Ok(())
     }
 

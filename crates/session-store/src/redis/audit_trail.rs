@@ -4,7 +4,7 @@
 use super::scripts::Call;
 use super::{RedisStore, decode, encode};
 use crate::Error;
-use crate::audit_trail::{AuditEntry, AuditPlace, AuditTrail};
+use crate::audit_trail::{AuditEntry, AuditPlace, AuditSource, AuditTrail};
 use async_trait::async_trait;
 use redis::streams::{StreamId, StreamRangeReply};
 use session_core::AuditRecord;
@@ -70,21 +70,34 @@ impl AuditTrail for RedisStore {
 
     async fn read_audit_before(
         &self,
-        partition: u8,
+        source: AuditSource,
         before: Option<AuditPlace>,
         limit: usize,
     ) -> Result<Vec<(AuditPlace, AuditRecord)>, Error> {
-        let newest = before.map_or("+".to_owned(), |before| match before.bound_in(partition) {
-            (time, number, true) => format!("{time}-{number}"),
-            (time, number, false) => format!("({time}-{number}"),
-        });
-        let mut cmd = redis::cmd("XREVRANGE");
-        cmd.arg(self.keys.audit(partition))
-            .arg(newest)
-            .arg("-")
-            .arg("COUNT")
-            .arg(limit);
-        let found: StreamRangeReply = self.connections.query(&cmd).await?;
+        let partition = source.partition();
+        let trail = self.keys.audit(partition);
+        let bound = before.map(|before| before.bound_in(partition));
+        let found: StreamRangeReply = match (source, bound) {
+            // Redis rejects an end before the first position.
+            (_, Some((0, 0, false))) => return Ok(Vec::new()),
+            (AuditSource::Partition(_), bound) => {
+                let newest = bound.map_or("+".to_owned(), |(time, number, inclusive)| {
+                    format!("{}{time}-{number}", if inclusive { "" } else { "(" })
+                });
+                let mut cmd = redis::cmd("XREVRANGE");
+                cmd.arg(trail).arg(newest).arg("-").arg("COUNT").arg(limit);
+                self.connections.query(&cmd).await?
+            }
+            (AuditSource::Org(org), bound) => {
+                let positions = format!("{trail}:{org}");
+                let mut script = self.scripts.read_audit_of_org.key(trail);
+                script.key(positions).arg(limit);
+                if let Some((time, number, inclusive)) = bound {
+                    script.arg(time).arg(number).arg(u8::from(inclusive));
+                }
+                self.connections.run(&script).await?
+            }
+        };
         let placed = |entry: StreamId| Ok((place(&entry, partition)?, record(&entry)?));
         found.ids.into_iter().map(placed).collect()
     }

@@ -136,6 +136,7 @@ pub(super) struct Scripts {
     pub(super) trim_ended: Script,
     pub(super) report_signing_keys: Script,
     pub(super) append_audit: Script,
+    pub(super) read_audit_of_org: Script,
 }
 
 impl Scripts {
@@ -182,6 +183,7 @@ impl Scripts {
             trim_ended: script!(always "record", "ended", "trim_ended"),
             report_signing_keys: script!("time", "report_signing_keys"),
             append_audit: script!(always "audit", "append_audit"),
+            read_audit_of_org: script!(always "read_audit_of_org"),
         }
     }
 }

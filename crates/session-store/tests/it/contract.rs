@@ -92,6 +92,7 @@ contract! {
         tokens_are_in_the_trail_when_recorded_and_first_used,
         other_records_are_read_in_pages,
         the_trail_is_read_backwards_over_partitions,
+        the_trail_of_an_organization_is_read_by_itself,
         one_organization_cannot_turn_over_the_trail_of_another,
         the_export_position_is_stored,
         keys_keep_the_start_of_their_publication,

@@ -6,7 +6,7 @@ use session_core::{
     AuditRecord, ClusterName, EventRecord, Operation, OrgId, PrincipalId, ProxyId, Session, SessionKey,
     SparkSessionId, Status, Timestamp, TokenId, TokenUse, Use,
 };
-use session_store::audit_trail::{AuditEntry, AuditPlace};
+use session_store::audit_trail::{AuditEntry, AuditPlace, AuditSource};
 use session_store::memory::MemoryStore;
 use session_store::signing_keys::KnownKeys;
 use session_store::spark_bindings::{Bind, Binding, Bound, SparkSession};
@@ -29,7 +29,7 @@ pub(crate) type Calls = BTreeMap<&'static str, u64>;
 pub(crate) struct RecordingStore {
     inner: Arc<MemoryStore>,
     calls: Arc<Mutex<Calls>>,
-    /// Delay of the write of an audit record, and of a read by AuditService.
+    /// Delay of the write of an audit record, and of each read by AuditService.
     pub(crate) audit_delay: Arc<Mutex<Duration>>,
 }
 
@@ -58,7 +58,7 @@ macro_rules! recorded {
         impl $contract for RecordingStore {
             $(async fn $method(&self, $($name: $kind),*) -> Result<$answer, Error> {
                 self.note(stringify!($method));
-                if matches!(stringify!($method), "append_audit" | "read_audit_before") {
+                if matches!(stringify!($method), "append_audit" | "read_audit_before" | "list") {
                     let delay = *self.audit_delay.lock().unwrap();
                     if !delay.is_zero() {
                         tokio::time::sleep(delay).await;
@@ -191,7 +191,7 @@ recorded! {
     AuditTrail {
         append_audit(record: &AuditRecord) -> ();
         read_audit(partition: u8, after: &str, limit: usize) -> Vec<AuditEntry>;
-        read_audit_before(partition: u8, before: Option<AuditPlace>, limit: usize) -> Vec<(AuditPlace, AuditRecord)>;
+        read_audit_before(source: AuditSource, before: Option<AuditPlace>, limit: usize) -> Vec<(AuditPlace, AuditRecord)>;
         audit_export_position(partition: u8) -> String;
         set_audit_export_position(partition: u8, position: &str) -> ();
     }

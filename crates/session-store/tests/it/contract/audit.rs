@@ -6,7 +6,7 @@ use session_core::{
     Actor, AuditAction, AuditOutcome, AuditRecord, ChangeReason, OrgId, SessionKey, Status, TokenUse,
 };
 use session_store::audit_trail::MAX_AUDIT_RECORDS;
-use session_store::{AuditPlace, Error, ReportOutcome};
+use session_store::{AuditPlace, AuditSource, Error, ReportOutcome};
 
 /// Records of one session, oldest first.
 async fn of(store: &Store, key: &SessionKey) -> Vec<AuditRecord> {
@@ -151,7 +151,10 @@ pub(crate) async fn the_trail_is_read_backwards_over_partitions(store: Store) {
         // The newest of the partitions, one at a time.
         let mut newest = Vec::new();
         for partition in &partitions {
-            let found = store.read_audit_before(*partition, before, 1).await.unwrap();
+            let found = store
+                .read_audit_before(AuditSource::Partition(*partition), before, 1)
+                .await
+                .unwrap();
             assert!(found.len() <= 1);
             newest.extend(found);
         }
@@ -176,12 +179,55 @@ pub(crate) async fn the_trail_is_read_backwards_over_partitions(store: Store) {
     assert_eq!(read.len(), 12);
     assert_eq!(
         store
-            .read_audit_before(partitions[0], None, 2)
+            .read_audit_before(AuditSource::Partition(partitions[0]), None, 2)
             .await
             .unwrap()
             .len(),
         2
     );
+}
+
+/// Neither records nor places of another organization in the partition.
+pub(crate) async fn the_trail_of_an_organization_is_read_by_itself(store: Store) {
+    let now = store.now().await.unwrap();
+    let same: Vec<OrgId> = (0..)
+        .map(|n| format!("o{n}").parse::<OrgId>().unwrap())
+        .filter(|org| org.partition() == 9)
+        .take(2)
+        .collect();
+    let record = |n: usize| {
+        AuditRecord::new(now, AuditAction::CatalogTested)
+            .of_org(&same[usize::from(n % 3 > 0)])
+            .on(&format!("c{n}"))
+    };
+    for n in 0..900 {
+        store.append_audit(&record(n)).await.unwrap();
+    }
+    let source = AuditSource::Org(same[0].clone());
+    let (mut read, mut before) = (Vec::new(), None);
+    loop {
+        let part = store.read_audit_before(source.clone(), before, 70).await.unwrap();
+        assert!(part.len() <= 70);
+        let Some((place, _)) = part.last() else { break };
+        assert!(before.is_none_or(|before| *place < before));
+        assert!(place.written_at() >= now);
+        before = Some(*place);
+        read.extend(part.into_iter().map(|(_, record)| record));
+    }
+    let expected: Vec<_> = (0..900).rev().filter(|n| n % 3 == 0).map(record).collect();
+    assert_eq!(read, expected);
+
+    // Places before all records, also the first possible one.
+    for place in ["0-0-9", "0-0-15", "1-0-0"] {
+        for source in [source.clone(), AuditSource::Partition(9)] {
+            let before: AuditPlace = place.parse().unwrap();
+            let none = store.read_audit_before(source, Some(before), 10).await.unwrap();
+            assert!(none.is_empty(), "{place}");
+        }
+    }
+    let absent: OrgId = "nothing-here".parse().unwrap();
+    let none = store.read_audit_before(AuditSource::Org(absent), None, 10).await;
+    assert!(none.unwrap().is_empty());
 }
 
 /// An organization that floods a full partition replaces its own records only.
