@@ -37,8 +37,8 @@ pub(crate) struct Front {
     places: Places,
 }
 
-/// The request's places among the concurrent ones, held until the client has the whole response;
-/// streams release them early.
+/// The request's places among the concurrent ones, held until the connection took the last part of
+/// the response; streams release them early.
 type Places = Arc<Mutex<(Option<RequestPermit>, Option<CredentialPermit>)>>;
 
 /// Largest part of a response that is given to the connection at a time. A connection that takes

@@ -33,6 +33,9 @@ export async function clusterForm(browser, stack) {
   await save(page, "Create cluster");
   await page.getByText("The cluster was not created").waitFor();
   assert.match(await errorOf(page, "More settings (optional)"), /JSON/);
+  await page.getByLabel("More settings (optional)").fill('{"image": "x"}');
+  await save(page, "Create cluster");
+  await page.getByText('"image" has a field of its own').waitFor();
   await page.getByLabel("More settings (optional)").fill("");
   await save(page, "Create cluster");
   assert.match(await errorOf(page, "Name"), /lower-case|a-z|letters/i);
@@ -48,6 +51,11 @@ export async function clusterForm(browser, stack) {
   await page.getByRole("button", { name: "Add setting" }).click();
   await page.getByLabel("Name of setting 1").fill("LD_PRELOAD");
   await page.getByLabel("Value of setting 1").fill("x");
+  await page.getByRole("button", { name: "Add setting" }).click();
+  await page.getByLabel("Name of setting 2").fill("LD_PRELOAD");
+  await save(page, "Create cluster");
+  await page.locator("fieldset.invalid .field-error", { hasText: '"LD_PRELOAD" is given twice' }).waitFor();
+  await page.getByRole("button", { name: "Remove setting 2" }).click();
   await page.getByLabel("Idle after", { exact: true }).selectOption({ label: "Other…" });
   await page.getByLabel("Idle after in minutes").fill("0");
   await save(page, "Create cluster");

@@ -113,7 +113,15 @@ impl SignedIn {
     pub(crate) fn needs_renewal(&self, now: Timestamp) -> bool {
         self.refresh_token.is_some()
             && now.as_secs() < self.ends_at
-            && self.renew_at.is_some_and(|at| at <= now.as_secs())
+            && self.renewal_is_due_at().is_some_and(|at| at <= now.as_secs())
+    }
+
+    /// Cookies of an earlier release have no `renew_at`.
+    fn renewal_is_due_at(&self) -> Option<u64> {
+        let before_end = self
+            .expires_at
+            .map(|at| at.saturating_sub(RENEW_BEFORE.as_secs()));
+        self.renew_at.or(before_end)
     }
 
     /// The sealed value of the cookie.
@@ -196,6 +204,12 @@ mod tests {
         assert_eq!(next.refresh_token.as_deref(), Some("r"));
         assert!(next.is_usable(at(1199)) && !next.is_usable(at(1200)));
         assert_eq!(next.expires_at(), at(3600));
+
+        let of_earlier_release = SignedIn {
+            renew_at: None,
+            ..next.clone()
+        };
+        assert!(!of_earlier_release.needs_renewal(at(1079)) && of_earlier_release.needs_renewal(at(1080)));
 
         let short = next.renewed("s".to_owned(), None, Some(at(1260)), at(1200));
         assert!(!short.needs_renewal(at(1229)) && short.needs_renewal(at(1230)));

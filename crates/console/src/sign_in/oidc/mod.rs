@@ -182,9 +182,15 @@ impl Provider {
             );
             return Err(LoginError::InvalidToken);
         }
-        let expires_at = checked.map(|checked| checked.expires_at);
+        let (subject, expires_at) = checked
+            .map(|checked| (checked.subject, checked.expires_at))
+            .unzip();
         let (credential, expires_at) = self.credential(&response, expires_at, now)?;
-        Ok(signed_in.renewed(credential, response.refresh_token, expires_at, now))
+        let next = signed_in.renewed(credential, response.refresh_token, expires_at, now);
+        Ok(match subject {
+            Some(subject) => next.of_subject(subject),
+            None => next,
+        })
     }
 
     async fn ask(&self, grant: &Grant<'_>) -> Result<TokenResponse, LoginError> {

@@ -104,7 +104,7 @@ export function AuditPage() {
         </Button>
       </PageHeading>
       <p class="muted">Who did what, newest first. The trail is bounded: Berth removes the oldest records, and its log (target <code>audit</code>) has them all.</p>
-      <FilterCard filters={filters} />
+      <FilterCard key={JSON.stringify(filters)} filters={filters} />
       {error ? <Failure error={error} what="the audit trail" retry={again} /> : null}
       {!error && !shown ? <Loading what="records" /> : null}
       {shown ? (

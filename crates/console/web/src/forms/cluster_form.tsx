@@ -1,12 +1,12 @@
 // Create and change a cluster: for platform admins.
 import { useState } from "preact/hooks";
-import { api, ApiError } from "../api/client.ts";
+import { api } from "../api/client.ts";
 import type { Cluster } from "../api/types.ts";
 import { isPlatformAdmin } from "../state/auth.ts";
 import { useLoad } from "../state/load.ts";
 import { Banner, Card, Failure, Link, Loading, PageHeading } from "../ui/basics.tsx";
 import { CheckField, DurationField, SelectField, TextField } from "../ui/form.tsx";
-import { clusterDefinition, clusterValues, type ClusterValues, emptyCluster, NotJson, TIMES, type TimeField } from "./cluster_values.ts";
+import { clusterDefinition, clusterValues, type ClusterValues, emptyCluster, TIMES, type TimeField } from "./cluster_values.ts";
 import { DefinitionForm, NoPermission } from "./definition_form.tsx";
 import { mergePatch } from "./merge_patch.ts";
 import { problemAt, type Problems } from "./problems.ts";
@@ -47,20 +47,15 @@ export function EditClusterPage(props: { name: string }) {
 
 /** Sends the form; a text that is not JSON is an error of its field, like those of the API. */
 async function sendCluster(cluster: Cluster | null, values: ClusterValues): Promise<{ page: string; done: string }> {
-  try {
-    const after = clusterDefinition(values);
-    if (!cluster) {
-      const made = await api.post<Cluster>("clusters", { ...after, ...(values.pending ? { status: "pending" } : {}) });
-      return { page: `clusters/${encodeURIComponent(made.name)}`, done: values.pending ? "The cluster is created. Activate it when it may accept sessions." : "The cluster is created and accepts sessions." };
-    }
-    const path = `clusters/${encodeURIComponent(cluster.name)}`;
-    const patch = mergePatch(clusterDefinition(clusterValues(cluster)), after);
-    await api.send("PATCH", path, { body: { ...patch, version: cluster.version } });
-    return { page: path, done: "The cluster is changed. New sessions and new compute use it." };
-  } catch (error) {
-    if (!(error instanceof NotJson)) throw error;
-    throw new ApiError(400, "INVALID_ARGUMENT", `More settings are not JSON: ${error.message}`, null, { field: "more" });
+  const after = clusterDefinition(values);
+  if (!cluster) {
+    const made = await api.post<Cluster>("clusters", { ...after, ...(values.pending ? { status: "pending" } : {}) });
+    return { page: `clusters/${encodeURIComponent(made.name)}`, done: values.pending ? "The cluster is created. Activate it when it may accept sessions." : "The cluster is created and accepts sessions." };
   }
+  const path = `clusters/${encodeURIComponent(cluster.name)}`;
+  const patch = mergePatch(clusterDefinition(clusterValues(cluster)), after);
+  await api.send("PATCH", path, { body: { ...patch, version: cluster.version } });
+  return { page: path, done: "The cluster is changed. New sessions and new compute use it." };
 }
 
 export interface PartProps {

@@ -2,6 +2,7 @@
 import type { Cluster } from "../api/types.ts";
 import type { Pairs } from "../ui/form.tsx";
 import { isObject, type Json, type JsonObject } from "./merge_patch.ts";
+import { wrongValue } from "./problems.ts";
 import { durationOf, listOf, pairsOf, type PropertyValue, propertiesOf, secondsOf } from "./values.ts";
 
 export type Kind = "static" | "process" | "kubernetes";
@@ -89,9 +90,6 @@ function isUnset(value: Json): boolean {
   return value === null || value === "" || value === 0 || (Array.isArray(value) && value.length === 0) || (isObject(value) && Object.keys(value).length === 0);
 }
 
-/** A text that is not JSON. */
-export class NotJson extends Error {}
-
 /** The definition. */
 export function clusterDefinition(values: ClusterValues): JsonObject {
   const definition: JsonObject = {
@@ -124,8 +122,10 @@ function moreOf(text: string): JsonObject {
   try {
     value = JSON.parse(text);
   } catch (error) {
-    throw new NotJson(error instanceof Error ? error.message : String(error));
+    throw wrongValue("more", `More settings are not JSON: ${error instanceof Error ? error.message : String(error)}`);
   }
-  if (!isObject(value)) throw new NotJson("it must be an object, like { \"warm_pods\": 2 }");
+  if (!isObject(value)) throw wrongValue("more", "More settings must be an object, like { \"warm_pods\": 2 }");
+  const known = ["properties", ...TEXTS.kubernetes].find((name) => name in (value as JsonObject));
+  if (known !== undefined) throw wrongValue("more", `"${known}" has a field of its own in this form; set it there`);
   return value;
 }

@@ -34,9 +34,17 @@ function add(found: Map<string, string>, field: string, problem: string): void {
   found.set(field, old ? `${old}; ${problem}` : problem);
 }
 
-/** Whether a path of the API is of the field `name`: "provider.static.endpoints[0].address" is of "endpoints". */
+/**
+ * Whether a path of the API is of the field `name`: "provider.static.endpoints[0].address" is of "endpoints".
+ * Names inside a field do not count: a property can be called like another field.
+ */
 function isOf(path: string, name: string): boolean {
-  return path.split(/[.[]/).includes(name);
+  return path.replace(/^provider\.[a-z]+\./, "").split(/[.[]/)[0] === name;
+}
+
+/** A value that the form itself refuses, as the API refuses one. */
+export function wrongValue(field: string, text: string): ApiError {
+  return new ApiError(400, "INVALID_ARGUMENT", text, null, { field });
 }
 
 /** The text for the field with one of these names. */

@@ -1,5 +1,6 @@
 // Texts of fields, and the values that the API has in their place.
 import type { Pairs } from "../ui/form.tsx";
+import { wrongValue } from "./problems.ts";
 
 /** "a, b" as a list. */
 export function listOf(text: string): string[] {
@@ -30,9 +31,12 @@ export function pairsOf(properties: Record<string, PropertyValue>): Pairs {
   });
 }
 
-/** The properties of pairs that have a name or a value; `lists` reads ["a", "b"] as a list. */
+/** The properties of pairs that have a name or a value; `lists` reads ["a", "b"] as a list. A name given twice is refused. */
 export function propertiesOf(pairs: Pairs, lists: boolean): Record<string, string | string[]> {
   const named = pairs.filter(([name, value]) => name.trim() !== "" || value !== "");
+  const names = named.map(([name]) => name.trim());
+  const double = names.find((name, i) => names.indexOf(name) < i);
+  if (double !== undefined) throw wrongValue("properties", `"${double}" is given twice; remove one`);
   return Object.fromEntries(named.map(([name, value]) => [name.trim(), (lists && listIn(value)) || value]));
 }
 
