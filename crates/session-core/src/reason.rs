@@ -59,7 +59,7 @@ string_enum! {
         TooManyWaiting => "TOO_MANY_WAITING",
         /// The request bytes are not a message of this service.
         MalformedMessage => "MALFORMED_MESSAGE",
-        /// The request message is compressed.
+        /// The request message is compressed in a way, or beyond a limit, that is not accepted.
         CompressedRequest => "COMPRESSED_REQUEST",
         /// Not a method of the Spark Connect service.
         UnknownMethod => "UNKNOWN_METHOD",

@@ -130,6 +130,33 @@ def checksum(frame):
     return int(hashes.sum(dtype=numpy.uint64)), int(numpy.bitwise_xor.reduce(hashes))
 
 
+def compressed(args):
+    """Queries whose requests gRPC compresses with gzip; the last is above the proxy's limit."""
+    from pyspark.sql.connect.client import DefaultChannelBuilder
+
+    options = [("grpc.default_compression_algorithm", grpc.Compression.Gzip)]
+    builder = SparkSession.builder
+    # The setter of builder.remote() takes no options of the channel.
+    spark = builder.channelBuilder(DefaultChannelBuilder(args.url, channelOptions=options)).create()
+    OPENED.append(spark)
+    rows = [(n, "row" * (n % 40)) for n in range(args.rows)]
+    sent = spark.createDataFrame(rows, "n int, text string")
+    found = sent.agg(F.sum("n").alias("n"), F.sum(F.length("text")).alias("text")).collect()[0]
+    result = {
+        "one": spark.sql("SELECT 1 AS one").collect()[0]["one"],
+        "sums": [found["n"], found["text"]],
+        "expected": [sum(n for n, _ in rows), sum(len(text) for _, text in rows)],
+    }
+    noise = os.urandom(3 << 20).hex()
+    try:
+        spark.createDataFrame([(noise,)], "text string").collect()
+    except Exception as error:
+        result["refused"] = describe(error)
+    # The session works as before.
+    result["after"] = spark.range(3).count()
+    return result
+
+
 def read_big(url, rows, fresh):
     """Fetches the result in one piece, hashes it a slice at a time, in no particular order."""
     slice_rows = 500_000
@@ -523,6 +550,7 @@ def parse():
             sub.add_argument("--" + option.replace("_", "-"), **settings)
 
     command("select1", select1)
+    command("compressed", compressed, rows={"type": int, "default": 100_000})
     command("big", big, direct_url={}, rows={"type": int, "default": 10_000_000})
     command(
         "catalog",

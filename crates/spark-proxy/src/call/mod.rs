@@ -168,7 +168,7 @@ async fn run(
     deadline: Option<Instant>,
     client: &ClientStream,
 ) -> Result<Outcome, CallError> {
-    let mut request = RequestBody::new(body, &worker.shared.config.limits);
+    let mut request = RequestBody::new(body, &head.headers, &worker.shared.config.limits);
     check_expired_config(open, &mut request).await?;
     let mut attempts = Attempts::new(worker, open, deadline);
     for number in 1..=MAX_ATTEMPTS {

@@ -2,11 +2,13 @@
 //!
 //! ```text
 //! request  ── method, headers ── request_body ── identity (user and Spark session ids) ──▶
+//!                                └ gzip_requests (compressed messages become plain)
 //! response ◀── reply (encoding; response ids are in identity)
 //! keepalive: pings of one connection, downstream or upstream
 //! ```
 
 pub(crate) mod encoding;
+pub(crate) mod gzip_requests;
 pub(crate) mod headers;
 pub(crate) mod identity;
 pub(crate) mod keepalive;

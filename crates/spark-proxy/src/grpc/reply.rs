@@ -61,10 +61,11 @@ impl ClientStream {
         let compressed = refused.reason == Why::CompressedRequest;
         let mut status = refused.into_status();
         if compressed {
-            // Names the accepted encoding.
-            status
-                .metadata_mut()
-                .insert("grpc-accept-encoding", MetadataValue::from_static("identity"));
+            // Names the accepted encodings.
+            status.metadata_mut().insert(
+                "grpc-accept-encoding",
+                MetadataValue::from_static("identity,gzip"),
+            );
         }
         self.fail(&status);
     }

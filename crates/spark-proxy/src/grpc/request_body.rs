@@ -1,15 +1,18 @@
 //! The messages of a request: read from the client, rewritten by [`crate::grpc::identity`], and
 //! held back until the first head is parsed.
 //!
-//! Before the identity is set they can be inspected ([`RequestBody::peek`]). The first 64 KiB are kept
+//! Messages compressed with gzip become plain first. Before the identity is set they can be inspected
+//! ([`RequestBody::peek`]). The first 64 KiB are kept
 //! until the backend responds, so that an unprocessed call can be sent again.
 
 use crate::config::LimitConfig;
+use crate::grpc::gzip_requests::{Decompressor, InvalidGzip};
 use crate::grpc::identity::{Identity, InvalidRequest, Operation, Piece, Rewriter, SparkSessionId};
 use crate::grpc::reply::ClientGone;
 use bytes::buf::Chain;
 use bytes::{Buf, Bytes};
 use h2::RecvStream;
+use http::HeaderMap;
 use session_core::Reason;
 use session_proto::error::Refused;
 use std::collections::VecDeque;
@@ -31,13 +34,28 @@ impl From<InvalidRequest> for RequestError {
         Self::Refused(match invalid {
             InvalidRequest::Compressed => Refused::new(
                 Reason::CompressedRequest,
-                "Compressed requests are not accepted. Send them without grpc-encoding.",
+                "The compression of the request is not accepted. Use gzip, or send it without grpc-encoding.",
             ),
             InvalidRequest::Malformed(why) => Refused::new(
                 Reason::MalformedMessage,
                 format!("The request is not a Spark Connect message: {why}."),
             ),
         })
+    }
+}
+
+impl From<InvalidGzip> for RequestError {
+    fn from(invalid: InvalidGzip) -> Self {
+        let refused = |text: String| Self::Refused(Refused::new(Reason::CompressedRequest, text));
+        match invalid {
+            InvalidGzip::TooLong(max) => refused(format!(
+                "A compressed message may have at most {max} bytes (limits.stream_window_bytes). Send it without grpc-encoding."
+            )),
+            InvalidGzip::TooLarge(max) => refused(format!(
+                "A message may have at most {max} bytes when decompressed: 200 times its compressed length, and 128 MiB. Send it without grpc-encoding."
+            )),
+            InvalidGzip::Malformed(why) => InvalidRequest::Malformed(why).into(),
+        }
     }
 }
 
@@ -55,8 +73,11 @@ const PIECE_OVERHEAD: usize = 64;
 /// The messages of one request.
 pub(crate) struct RequestBody {
     body: RecvStream,
-    /// Data read before the identity was set.
+    /// Present if the messages are compressed.
+    decompressor: Option<Decompressor>,
+    /// Data read before the identity was set, and its length.
     raw: Vec<Bytes>,
+    raw_len: usize,
     rewriter: Option<Rewriter>,
     ready: VecDeque<Piece>,
     /// Everything forwarded so far, unless it exceeds [`MAX_REWIND_BYTES`].
@@ -64,11 +85,15 @@ pub(crate) struct RequestBody {
     kept_len: usize,
     /// Client bytes read and not yet forwarded.
     credit: usize,
+    /// Decompressed bytes that are not yet forwarded.
+    decompressed: usize,
     /// Time limit for the first message.
     first_within: Duration,
     /// Maximum pause within a forwarded request.
     idle_timeout: Duration,
-    /// All data has been read.
+    /// All data of the client has been read.
+    client_ended: bool,
+    /// All data has been read, and decompressed.
     ended: bool,
     /// Everything has been forwarded, the end included.
     finished: bool,
@@ -83,39 +108,45 @@ pub(crate) enum BodyPart {
 }
 
 impl RequestBody {
-    pub(crate) fn new(body: RecvStream, limits: &LimitConfig) -> Self {
+    /// The body of a request with these headers.
+    pub(crate) fn new(body: RecvStream, headers: &HeaderMap, limits: &LimitConfig) -> Self {
         Self {
             body,
+            decompressor: Decompressor::of(headers, limits.stream_window_bytes),
             raw: Vec::new(),
+            raw_len: 0,
             rewriter: None,
             ready: VecDeque::new(),
             kept: Some(Vec::new()),
             kept_len: 0,
             credit: 0,
+            decompressed: 0,
             first_within: limits.first_message,
             idle_timeout: limits.request_idle_timeout,
+            client_ended: false,
             ended: false,
             finished: false,
         }
     }
 
-    /// Returns the whole request as the client sent it, before the identity is set; `None` if it is
+    /// Returns the plain messages of the whole request, before the identity is set; `None` if they are
     /// longer than `max`. The request can still be sent.
     pub(crate) async fn peek(&mut self, max: usize) -> Result<Option<Vec<u8>>, RequestError> {
         let within = self.first_within;
         let read = async {
-            while !self.ended && self.credit <= max {
+            while !self.ended && self.raw_len <= max {
                 self.read().await?;
             }
             Ok(())
         };
         in_time(within, read).await?;
-        Ok((self.credit <= max).then(|| self.raw.concat()))
+        Ok((self.raw_len <= max).then(|| self.raw.concat()))
     }
 
     /// Memory held for the request, overhead included.
     pub(crate) fn buffered_bytes(&self) -> usize {
-        self.credit + (self.raw.len() + self.ready.len()) * PIECE_OVERHEAD
+        let decompressor = self.decompressor.as_ref().map_or(0, Decompressor::overhead);
+        self.credit + self.decompressed + decompressor + (self.raw.len() + self.ready.len()) * PIECE_OVERHEAD
     }
 
     /// Reads one more piece, unless the request is complete or `max` is reached; false if nothing
@@ -142,6 +173,7 @@ impl RequestBody {
             rewriter.finish()?;
         }
         self.raw.clear();
+        self.raw_len = 0;
         self.rewriter = Some(rewriter);
         Ok(())
     }
@@ -187,6 +219,7 @@ impl RequestBody {
             .unwrap_or_else(|_| Err(idle_timeout_error(idle_timeout)))?;
         if let Some(piece) = self.ready.pop_front() {
             self.keep(&piece);
+            self.decompressed = self.decompressed.saturating_sub(piece.client_bytes.len());
             self.finished = self.ended && self.ready.is_empty() && self.body.is_end_stream();
             let Piece {
                 berth_bytes,
@@ -232,29 +265,56 @@ impl RequestBody {
     /// Records that everything read was forwarded, and releases flow-control capacity.
     pub(crate) fn release_capacity(&mut self) {
         if self.ready.is_empty() {
-            let credit = std::mem::take(&mut self.credit);
+            let held = self.decompressor.as_ref().map_or(0, Decompressor::held);
+            let credit = self.credit.saturating_sub(held);
+            self.credit -= credit;
             // Fails only after the stream has ended.
             let _ = self.body.flow_control().release_capacity(credit);
         }
     }
 
+    /// Reads one more piece, or its compressed bytes. Cancelling loses nothing.
     async fn read(&mut self) -> Result<(), RequestError> {
-        match self.body.data().await {
-            Some(data) => {
-                let data = data.map_err(|_| ClientGone)?;
-                self.credit += data.len();
-                match &mut self.rewriter {
-                    _ if data.is_empty() => {}
-                    Some(rewriter) => rewriter.feed(data, &mut self.ready)?,
-                    None => self.raw.push(data),
-                }
-                self.ended = self.body.is_end_stream();
+        if let Some(decompressor) = &mut self.decompressor {
+            if let Some(plain) = decompressor.next().await? {
+                self.decompressed += plain.len();
+                return self.take(plain);
             }
-            None => self.ended = true,
+            if self.client_ended {
+                decompressor.finish()?;
+                return self.end();
+            }
         }
-        if self.ended
-            && let Some(rewriter) = &self.rewriter
-        {
+        let data = match self.body.data().await {
+            Some(data) => data.map_err(|_| ClientGone)?,
+            None => Bytes::new(),
+        };
+        self.client_ended = self.body.is_end_stream();
+        self.credit += data.len();
+        if let Some(decompressor) = &mut self.decompressor {
+            decompressor.feed(data);
+            return Ok(());
+        }
+        self.take(data)?;
+        if self.client_ended { self.end() } else { Ok(()) }
+    }
+
+    /// Takes plain bytes.
+    fn take(&mut self, data: Bytes) -> Result<(), RequestError> {
+        match &mut self.rewriter {
+            _ if data.is_empty() => {}
+            Some(rewriter) => rewriter.feed(data, &mut self.ready)?,
+            None => {
+                self.raw_len += data.len();
+                self.raw.push(data);
+            }
+        }
+        Ok(())
+    }
+
+    fn end(&mut self) -> Result<(), RequestError> {
+        self.ended = true;
+        if let Some(rewriter) = &self.rewriter {
             rewriter.finish()?;
         }
         Ok(())

@@ -1,5 +1,6 @@
 //! Headers of requests to compute.
 
+use crate::grpc::gzip_requests::GRPC_ENCODING;
 use crate::grpc::headers::{GRPC_TIMEOUT, SESSION_ID};
 use crate::grpc::method::Method;
 use crate::routes::Backend;
@@ -24,6 +25,8 @@ pub(crate) fn toward_backend(request: &mut http::request::Parts, backend: &Backe
     let headers = &mut request.headers;
     headers.remove(header::AUTHORIZATION);
     headers.remove(&SESSION_ID);
+    // Messages are forwarded uncompressed.
+    headers.remove(&GRPC_ENCODING);
     remove_matching(headers, |name| is_for_berth(name) || is_hop_by_hop(name));
     headers.insert(header::TE, HeaderValue::from_static("trailers"));
     if backend.engine == Engine::Sail && method == Method::ExecutePlan {

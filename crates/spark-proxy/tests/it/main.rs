@@ -5,6 +5,7 @@ mod activity;
 mod auth;
 mod client_connections;
 mod common;
+mod compressed_requests;
 mod concurrent_calls;
 mod control_plane;
 mod dns_rebinding;

@@ -9,6 +9,7 @@ mod catalog;
 mod churn;
 mod close;
 mod command;
+mod compressed_requests;
 mod config;
 mod connect;
 mod console;
