@@ -13,6 +13,7 @@ mod drain;
 mod expired_tokens;
 mod first_token;
 mod forwarding;
+mod held_stream_limits;
 mod held_streams;
 mod hostile_clients;
 mod identity;

@@ -77,10 +77,10 @@ impl KeptBytes {
         self.reservation.has_room(more)
     }
 
-    /// Changes the amount; false if it is beyond a limit.
+    /// Changes the amount; false if a level is beyond its limit, also with a lower amount.
     pub(super) fn set(&mut self, amount: usize) -> bool {
         self.count(amount);
-        self.reservation.set(amount).is_ok()
+        self.reservation.set(amount).is_ok() && self.has_room(0)
     }
 
     fn count(&mut self, amount: usize) {

@@ -1,0 +1,43 @@
+//! Limits of the bytes that queries on Sail retain for clients that may return.
+
+use crate::common::{Client, within};
+use crate::held_streams::{BYTES, execute_of, read, sail};
+use h2::RecvStream;
+use test_support::fake_spark::{Shape, result};
+
+const MIB: usize = 1 << 20;
+
+fn operation(number: usize) -> String {
+    format!("{number:08x}-7654-3210-fedc-ba9876543210")
+}
+
+/// Starts a query with an operation of its own and returns its response.
+async fn start(client: &Client, token: &str, number: usize, shape: Shape) -> RecvStream {
+    let (rpc, body) = execute_of(token, &operation(number), shape);
+    let mut call = client.begin(&rpc).await.unwrap();
+    call.finish(body);
+    within("headers", call.head()).await.unwrap().1.into_body()
+}
+
+/// Clients that acknowledge nothing retain no more together than the limit of their session.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn attached_streams_share_the_limit_of_their_session() {
+    const SIZE: usize = 100_000;
+    const LIMIT: usize = 2 * MIB;
+    let rig = sail(|config| {
+        config.limits.unacknowledged_bytes_per_stream = MIB;
+        config.limits.unacknowledged_bytes_per_session = LIMIT;
+    })
+    .await;
+    let token = rig.token();
+    let mut open = Vec::new();
+    for number in 0..5 {
+        let client = rig.client().await;
+        let mut body = start(&client, &token, number, Shape::ResultsThenHang(20, SIZE)).await;
+        read(&mut body, 20 * result(0, SIZE).len()).await;
+        open.push(body);
+    }
+    let retained = rig.metric(BYTES).await;
+    assert!(retained <= LIMIT as f64, "{retained}");
+    assert!(retained >= LIMIT as f64 / 2.0, "{retained}");
+}
