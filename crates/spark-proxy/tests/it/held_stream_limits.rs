@@ -1,9 +1,10 @@
 //! Limits of the bytes that queries on Sail retain for clients that may return.
 
-use crate::common::{Client, within};
+use crate::common::{Client, Rig, within};
 use crate::held_streams::{BYTES, execute_of, read, sail};
 use h2::RecvStream;
 use test_support::fake_spark::{Shape, result};
+use tonic::Code;
 
 const MIB: usize = 1 << 20;
 
@@ -17,6 +18,12 @@ async fn start(client: &Client, token: &str, number: usize, shape: Shape) -> Rec
     let mut call = client.begin(&rpc).await.unwrap();
     call.finish(body);
     within("headers", call.head()).await.unwrap().1.into_body()
+}
+
+/// Runs a query with an operation of its own to its end.
+async fn run(rig: &Rig, token: &str, number: usize, shape: Shape) {
+    let (rpc, body) = execute_of(token, &operation(number), shape);
+    assert_eq!(rig.call(rpc.body(body)).await.code(), Code::Ok);
 }
 
 /// Clients that acknowledge nothing retain no more together than the limit of their session.
@@ -40,4 +47,19 @@ async fn attached_streams_share_the_limit_of_their_session() {
     let retained = rig.metric(BYTES).await;
     assert!(retained <= LIMIT as f64, "{retained}");
     assert!(retained >= LIMIT as f64 / 2.0, "{retained}");
+}
+
+/// Initial metadata is counted, and trailers are cut to what clients accept.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn headers_and_trailers_of_a_retained_result_are_bounded() {
+    const HEAVY: usize = 400 << 10;
+    let rig = sail(|_| {}).await;
+    run(&rig, &rig.token(), 0, Shape::HeavyResult(HEAVY)).await;
+    within(
+        "the headers are counted",
+        rig.until_metric(BYTES, |bytes| bytes >= HEAVY as f64),
+    )
+    .await;
+    let retained = rig.metric(BYTES).await;
+    assert!(retained < HEAVY as f64 + 64.0 * 1024.0, "{retained}");
 }

@@ -33,10 +33,11 @@ use client_window::{Unread, send_data};
 use h2::SendStream;
 use http::{HeaderMap, HeaderName, Response, StatusCode};
 use inspection::Inspection;
-use response_body::{poll_joined, stream_error, trailers};
+use response_body::{poll_joined, read_trailers, stream_error};
 use service_kit::child_span;
 use service_kit::http2::capacity;
 use session_core::Engine;
+use session_proto::trailers;
 use std::cell::{Cell, OnceCell};
 use std::convert::Infallible;
 use std::future::poll_fn;
@@ -328,6 +329,8 @@ pub(crate) fn ended(
     if outcome != Outcome::Ok {
         engine_errors::explain_replacement(&mut trailers, exchange.route);
     }
+    // What a result retains is bounded by what clients accept.
+    trailers::fit(&mut trailers);
     Ok((trailers, outcome))
 }
 
@@ -376,7 +379,7 @@ async fn stream(
         }
         let _ = body.flow_control().release_capacity(taken);
     }
-    trailers(&mut body).await
+    read_trailers(&mut body).await
 }
 
 /// Holds the response to `CloneSession` until the new Spark session is bound to this session.
@@ -397,7 +400,7 @@ async fn cloned(
             )));
         }
     }
-    let trailers = trailers(&mut body).await?;
+    let trailers = read_trailers(&mut body).await?;
     if trailers.as_ref().and_then(outcome) == Some(Outcome::Ok) {
         let Exchange {
             worker,

@@ -7,7 +7,7 @@ use crate::call::engine_errors;
 use crate::call::forward::client_window::{
     MAX_UNREAD_INTERVAL, MIN_UNREAD_INTERVAL, Unread, too_much_unread,
 };
-use crate::call::forward::response_body::{Joined, trailers};
+use crate::call::forward::response_body::{Joined, read_trailers};
 use crate::call::forward::{ended, outcome};
 use crate::call::resumable::accounting::Held;
 use crate::call::resumable::outlet::Outlet;
@@ -18,6 +18,7 @@ use crate::grpc::reply::ClientGone;
 use crate::metrics::{Abandoned, Direction, Outcome};
 use crate::upstream::Body;
 use bytes::Bytes;
+use session_proto::trailers::{fit, list_size};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
@@ -80,6 +81,7 @@ impl Owner<'_> {
                 return self.fail(error);
             }
             engine_errors::explain_replacement(&mut headers, exchange.route);
+            fit(&mut headers);
             let outcome = outcome(&headers).unwrap_or(Outcome::BackendError);
             self.end = Some(StreamEnd::HeadersOnly(headers, outcome));
             return Next::Continue;
@@ -113,7 +115,7 @@ impl Owner<'_> {
         engine.unreleased += taken;
         if is_last && let Some(mut body) = engine.body.take() {
             let exchange = engine.exchange;
-            let trailers = trailers(&mut body).await;
+            let trailers = read_trailers(&mut body).await;
             match trailers.and_then(|trailers| ended(exchange, trailers)) {
                 Ok((_, Outcome::Ok)) if !self.messages.is_complete() => {
                     // Otherwise the client would take the result for complete.
@@ -259,7 +261,7 @@ impl Owner<'_> {
             self.abandon(Abandoned::Draining)
         } else if shared.is_overloaded()
             || !self.messages.is_resumable()
-            || !self.kept.set(self.messages.bytes() + STREAM_OVERHEAD)
+            || !self.kept.set(self.retained_bytes())
         {
             self.abandon(Abandoned::LimitExceeded)
         } else {
@@ -287,10 +289,26 @@ impl Owner<'_> {
         Next::End(Err(CallError::ClientGone))
     }
 
+    /// Memory of what is retained. The headers of a call that still has an engine and a client are
+    /// its own, as those of any call.
+    fn retained_bytes(&self) -> usize {
+        let bytes = self.messages.bytes();
+        if self.engine.is_some() && self.outlet.is_attached() {
+            return bytes;
+        }
+        let headers = self.headers.as_ref().map_or(0, list_size);
+        let end = match &self.end {
+            Some(StreamEnd::Trailers(list, _) | StreamEnd::HeadersOnly(list, _)) => list_size(list),
+            // The text of an error is short.
+            Some(StreamEnd::Refused(_) | StreamEnd::Engine(_)) | None => 0,
+        };
+        bytes + headers + end + STREAM_OVERHEAD
+    }
+
     /// Counts what is kept. Drops sent bytes beyond the limits, unless the stream is held.
     pub(super) fn trim(&mut self) -> Next {
         if !self.outlet.is_attached() {
-            let fits = self.kept.set(self.messages.bytes() + STREAM_OVERHEAD);
+            let fits = self.kept.set(self.retained_bytes());
             // A result that its client probably has goes first.
             let yields = self.is_delivered && (!fits || self.context.shared.is_overloaded());
             return if yields {
@@ -310,7 +328,7 @@ impl Owner<'_> {
             limits.unacknowledged_bytes_per_stream
         };
         loop {
-            let bytes = self.messages.bytes();
+            let bytes = self.retained_bytes();
             let fits = self.kept.set(bytes) && bytes <= max;
             if fits || !self.messages.remove_oldest_sent() {
                 return Next::Continue;
