@@ -1,7 +1,7 @@
 //! Limits of the bytes that queries on Sail retain for clients that may return.
 
-use crate::common::{Client, Rig, within};
-use crate::held_streams::{BYTES, execute_of, read, sail};
+use crate::common::{Client, Rig, read_metric, within};
+use crate::held_streams::{BYTES, error_class, execute_of, read, reattach, sail};
 use h2::RecvStream;
 use test_support::fake_spark::{Shape, result};
 use tonic::Code;
@@ -62,4 +62,35 @@ async fn headers_and_trailers_of_a_retained_result_are_bounded() {
     .await;
     let retained = rig.metric(BYTES).await;
     assert!(retained < HEAVY as f64 + 64.0 * 1024.0, "{retained}");
+}
+
+/// The engine is asked only for encodings that a stream can be resumed with.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sail_is_asked_for_gzip_at_most() {
+    let rig = sail(|_| {}).await;
+    let token = rig.token();
+    for (number, (sent, expected)) in [
+        (Some("identity, deflate, gzip, zstd"), Some("identity,gzip")),
+        (Some("zstd"), Some("identity")),
+        (Some("gzip"), Some("gzip")),
+        (None, None),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let (mut rpc, body) = execute_of(&token, &operation(number), Shape::Results(1, 10));
+        if let Some(sent) = sent {
+            rpc = rpc.header("grpc-accept-encoding", sent);
+        }
+        assert_eq!(rig.call(rpc.body(body)).await.code(), Code::Ok);
+        let seen = rig.spark.seen();
+        let (_, headers) = seen.requests.last().unwrap();
+        let accepted = headers.get("grpc-accept-encoding");
+        let accepted = accepted.map(|value| value.to_str().unwrap().to_owned());
+        assert_eq!(accepted.as_deref(), expected, "{sent:?}");
+    }
+    let text = rig.get("/metrics").await.1;
+    assert_eq!(read_metric(&text, "spark_proxy_reattaches_refused_total"), 0.0);
+    let reply = rig.call(reattach(&token, Some(7))).await;
+    assert_eq!(error_class(&reply), "INVALID_HANDLE.OPERATION_NOT_FOUND");
 }

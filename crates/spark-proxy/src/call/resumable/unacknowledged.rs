@@ -12,7 +12,7 @@
 
 use crate::activity::sail_operations::{NotRetained, Received};
 use crate::grpc::encoding::Encoding;
-use crate::grpc::response_scanner::{ResponseId, ResponseScanner};
+use crate::grpc::response_scanner::{ResponseId, ResponseScanner, ScannedMessage};
 use bytes::{Bytes, BytesMut};
 use std::collections::VecDeque;
 
@@ -20,6 +20,9 @@ use std::collections::VecDeque;
 const MIN_SHARED_BYTES: usize = 4 * 1024;
 /// Small pieces are sent together, up to this size.
 const MAX_JOINED_BYTES: usize = 32 * 1024;
+/// Compressed bytes between two pauses. They decompress to a thousand times as many at most, which
+/// takes a few milliseconds.
+const MAX_COMPRESSED_BYTES: usize = 4 * 1024;
 /// Memory of a piece and of a message beyond their bytes.
 const PIECE_OVERHEAD: usize = 64;
 const MESSAGE_OVERHEAD: usize = 128;
@@ -27,6 +30,8 @@ const MESSAGE_OVERHEAD: usize = 128;
 /// The response of a query, as far as its client may need it.
 pub(crate) struct Unacknowledged {
     scanner: ResponseScanner,
+    /// Compressed bytes since the last pause.
+    unpaused: usize,
     messages: VecDeque<Message>,
     sent: Position,
     bytes: usize,
@@ -60,6 +65,7 @@ impl Unacknowledged {
     pub(crate) fn new(encoding: Encoding) -> Self {
         Self {
             scanner: ResponseScanner::new(encoding),
+            unpaused: 0,
             messages: VecDeque::new(),
             sent: Position::default(),
             bytes: 0,
@@ -68,9 +74,9 @@ impl Unacknowledged {
         }
     }
 
-    /// Memory of the messages.
+    /// Memory of the messages and their scanner.
     pub(crate) fn bytes(&self) -> usize {
-        self.bytes
+        self.bytes + self.scanner.memory()
     }
 
     /// Whether the last message was `result_complete`.
@@ -84,10 +90,11 @@ impl Unacknowledged {
         next.is_none_or(|message| !message.is_cut)
     }
 
-    /// Takes the next bytes of the response.
-    pub(crate) fn push(&mut self, mut data: Bytes) {
+    /// Takes the next bytes of the response. Pauses between slices of compressed bytes, so that other
+    /// calls of the worker are not delayed.
+    pub(crate) async fn push(&mut self, mut data: Bytes) {
         while !data.is_empty() {
-            let (count, ended) = self.scanner.scan(&data);
+            let (count, ended) = self.scan(&data).await;
             let piece = data.split_to(count);
             if self.messages.back().is_none_or(|last| last.has_ended) {
                 self.messages.push_back(Message::default());
@@ -101,6 +108,27 @@ impl Unacknowledged {
                 last.has_ended = true;
                 last.id = ended.id;
                 self.is_complete = ended.is_result_complete;
+            }
+        }
+    }
+
+    /// Scans bytes up to the end of the present message.
+    async fn scan(&mut self, data: &[u8]) -> (usize, Option<ScannedMessage>) {
+        if !self.scanner.decompresses() {
+            return self.scanner.scan(data);
+        }
+        let mut scanned = 0;
+        loop {
+            let slice = (data.len() - scanned).min(MAX_COMPRESSED_BYTES - self.unpaused);
+            let (count, ended) = self.scanner.scan(&data[scanned..scanned + slice]);
+            scanned += count;
+            self.unpaused += count;
+            if self.unpaused >= MAX_COMPRESSED_BYTES {
+                self.unpaused = 0;
+                tokio::task::yield_now().await;
+            }
+            if ended.is_some() || scanned == data.len() {
+                return (scanned, ended);
             }
         }
     }
@@ -249,9 +277,12 @@ fn cost(piece: &Bytes) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::grpc::encoding::testing::framed;
     use proptest::prelude::*;
     use session_proto::spark::ExecutePlanResponse;
     use session_proto::spark::execute_plan_response::{ArrowBatch, ResponseType, ResultComplete};
+    use std::pin::pin;
+    use std::task::{Context, Waker};
 
     fn id(number: usize) -> String {
         format!("{number:08x}-89ab-cdef-0123-456789abcdef")
@@ -280,6 +311,13 @@ mod tests {
         )
     }
 
+    /// Takes bytes; returns the number of pauses.
+    fn push(stream: &mut Unacknowledged, data: Bytes) -> usize {
+        let mut push = pin!(stream.push(data));
+        let mut context = Context::from_waker(Waker::noop());
+        std::iter::from_fn(|| push.as_mut().poll(&mut context).is_pending().then_some(())).count()
+    }
+
     /// Sends up to `max` bytes.
     fn send(stream: &mut Unacknowledged, max: usize) -> Vec<u8> {
         let mut out = Vec::new();
@@ -301,7 +339,7 @@ mod tests {
         let messages: Vec<_> = sizes.iter().enumerate().map(|(n, size)| rows(n, *size)).collect();
         let mut stream = Unacknowledged::new(Encoding::Identity);
         for chunk in messages.concat().chunks(frame) {
-            stream.push(Bytes::copy_from_slice(chunk));
+            push(&mut stream, Bytes::copy_from_slice(chunk));
         }
         (stream, messages)
     }
@@ -358,12 +396,12 @@ mod tests {
         // Still being received.
         let whole = rows(0, 50_000);
         let mut held = Unacknowledged::new(Encoding::Identity);
-        held.push(whole.slice(..30_000));
+        push(&mut held, whole.slice(..30_000));
         assert!(held.is_resumable());
         send_all(&mut held);
         assert!(held.remove_oldest_sent() && !held.remove_oldest_sent());
         assert!(!held.is_resumable() && held.bytes() == MESSAGE_OVERHEAD);
-        held.push(whole.slice(30_000..));
+        push(&mut held, whole.slice(30_000..));
         assert!(!held.is_resumable());
         assert_eq!(held.rewind(Received::Nothing), Err(NotRetained));
         assert_eq!(send_all(&mut held), whole[30_000..]);
@@ -389,6 +427,35 @@ mod tests {
     }
 
     #[test]
+    fn compressed_bytes_are_read_in_slices_and_the_decoder_is_counted() {
+        let rows = rows(0, 16 << 20);
+        let whole = Bytes::from(framed(Encoding::Gzip, &rows[5..]));
+        assert!(whole.len() > 3 * MAX_COMPRESSED_BYTES, "{}", whole.len());
+        let mut held = Unacknowledged::new(Encoding::Gzip);
+        let half = whole.len() / 2;
+        let pauses = push(&mut held, whole.slice(..half));
+        assert_eq!(pauses, half / MAX_COMPRESSED_BYTES);
+        assert!(held.bytes() > half + 64 * 1024, "{}", held.bytes());
+        let pauses = push(&mut held, whole.slice(half..));
+        assert_eq!(
+            pauses,
+            whole.len() / MAX_COMPRESSED_BYTES - half / MAX_COMPRESSED_BYTES
+        );
+        assert!(held.bytes() < whole.len() + 64 * 1024, "{}", held.bytes());
+        // One piece for each frame that was received.
+        assert_eq!(held.messages[0].pieces.len(), 2);
+        send_all(&mut held);
+        assert_eq!(held.rewind(Received::UpTo(response_id(0))), Ok(()));
+
+        // Many short messages.
+        let short = Bytes::from(framed(Encoding::Gzip, &[]).repeat(1000));
+        let pauses = push(&mut Unacknowledged::new(Encoding::Gzip), short.clone());
+        assert_eq!(pauses, short.len() / MAX_COMPRESSED_BYTES);
+        let (mut plain, messages) = stream(&[100_000], 50_000);
+        assert_eq!(push(&mut plain, messages.concat().into()), 0);
+    }
+
+    #[test]
     fn only_result_complete_completes() {
         let mut held = Unacknowledged::new(Encoding::Identity);
         let complete = || Some(ResponseType::ResultComplete(ResultComplete {}));
@@ -398,7 +465,7 @@ mod tests {
             (None, false),
             (complete(), true),
         ] {
-            held.push(message(1, of));
+            push(&mut held, message(1, of));
             assert_eq!(held.is_complete(), expected);
         }
     }
@@ -425,7 +492,9 @@ mod tests {
                 while received.len() < until {
                     if !held.has_unsent() {
                         match frames.next() {
-                            Some(bytes) => held.push(Bytes::copy_from_slice(bytes)),
+                            Some(bytes) => {
+                                push(&mut held, Bytes::copy_from_slice(bytes));
+                            }
                             None => break,
                         }
                     }

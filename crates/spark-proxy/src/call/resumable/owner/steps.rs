@@ -108,7 +108,7 @@ impl Owner<'_> {
 
     /// Takes bytes of the response.
     async fn read(&mut self, (data, taken, is_last): Joined) -> Next {
-        self.messages.push(data);
+        self.messages.push(data).await;
         let Some(engine) = &mut self.engine else {
             return Next::Continue;
         };
