@@ -35,10 +35,16 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// The operations of one session. Most sessions are not on Sail, so the map is made when needed.
 #[derive(Default)]
 pub(crate) struct SailOperations {
-    known: OnceLock<Box<Mutex<Operations>>>,
+    recorded: OnceLock<Box<Mutex<Operations>>>,
 }
 
-type Operations = HashMap<Key, Arc<Operation>>;
+#[derive(Default)]
+struct Operations {
+    by_key: HashMap<Key, Arc<Operation>>,
+    /// End of the newest operation that was removed to make room. Until [`RETENTION`] after it, an
+    /// operation that is not recorded may have been sent to the compute.
+    evicted_at: Option<Instant>,
+}
 
 /// Clients choose operation ids; an id is unique within one Spark session on one generation of
 /// compute.
@@ -63,7 +69,7 @@ struct Operation {
 /// What is known of an operation.
 pub(crate) enum Found {
     Open(StreamHandle),
-    /// This proxy no longer has its stream.
+    /// This proxy no longer has its stream, or has removed the record of it.
     Ended {
         interrupted: bool,
     },
@@ -131,27 +137,24 @@ pub(crate) struct RegisteredStream {
 }
 
 impl SailOperations {
-    fn known(&self) -> MutexGuard<'_, Operations> {
-        self.known.get_or_init(Box::default).lock()
+    fn recorded(&self) -> MutexGuard<'_, Operations> {
+        self.recorded.get_or_init(Box::default).lock()
     }
 
     fn entry(&self, generation: u64, spark_session: &SparkSessionId, operation: &str) -> Arc<Operation> {
-        let mut known = self.known();
-        if known.len() >= MAX_OPERATIONS {
-            known.retain(|_, operation| !operation.is_stale(RETENTION));
-        }
-        if known.len() >= MAX_OPERATIONS {
-            let oldest = known
-                .values()
-                .filter_map(|operation| operation.idle_since())
-                .min();
-            known.retain(|_, operation| operation.idle_since().is_none_or(|since| Some(since) != oldest));
-        }
-        Arc::clone(
-            known
-                .entry(Key::new(generation, spark_session, operation))
-                .or_default(),
-        )
+        let mut recorded = self.recorded();
+        recorded.make_room();
+        let key = Key::new(generation, spark_session, operation);
+        Arc::clone(recorded.by_key.entry(key).or_default())
+    }
+
+    /// Whether clients may return for operations of the session. Until then its usage must be kept:
+    /// an operation of which nothing is known is run again by its client.
+    pub(crate) fn is_needed(&self) -> bool {
+        self.recorded.get().is_some_and(|recorded| {
+            let recorded = recorded.lock();
+            recorded.has_evicted_recently() || recorded.by_key.values().any(|operation| !operation.is_stale())
+        })
     }
 
     /// Registers the stream of an operation, which a client with this subject started. An older
@@ -189,8 +192,13 @@ impl SailOperations {
     /// Finds an operation.
     pub(crate) fn find(&self, generation: u64, spark_session: &SparkSessionId, operation: &str) -> Found {
         let key = Key::new(generation, spark_session, operation);
-        let Some(operation) = self.known().get(&key).cloned() else {
-            return Found::Unknown;
+        let operation = {
+            let recorded = self.recorded();
+            match recorded.by_key.get(&key) {
+                Some(operation) => Arc::clone(operation),
+                None if recorded.has_evicted_recently() => return Found::Ended { interrupted: false },
+                None => return Found::Unknown,
+            }
         };
         if let Some((_, handle)) = &*operation.stream.lock() {
             return Found::Open(handle.clone());
@@ -201,6 +209,30 @@ impl SailOperations {
         Found::Ended {
             interrupted: operation.interrupted.load(Relaxed),
         }
+    }
+}
+
+impl Operations {
+    /// Removes operations that ended long ago, or else the one that ended first, if there are too
+    /// many.
+    fn make_room(&mut self) {
+        if self.by_key.len() >= MAX_OPERATIONS {
+            self.by_key.retain(|_, operation| !operation.is_stale());
+        }
+        if self.by_key.len() >= MAX_OPERATIONS {
+            let ended = self
+                .by_key
+                .values()
+                .filter_map(|operation| operation.idle_since());
+            let oldest = ended.min();
+            self.by_key
+                .retain(|_, operation| operation.idle_since().is_none_or(|since| Some(since) != oldest));
+            self.evicted_at = self.evicted_at.max(oldest);
+        }
+    }
+
+    fn has_evicted_recently(&self) -> bool {
+        self.evicted_at.is_some_and(|at| at.elapsed() < RETENTION)
     }
 }
 
@@ -258,8 +290,9 @@ impl Operation {
         *self.touched.lock()
     }
 
-    fn is_stale(&self, after: Duration) -> bool {
-        self.idle_since().is_some_and(|since| since.elapsed() >= after)
+    fn is_stale(&self) -> bool {
+        self.idle_since()
+            .is_some_and(|since| since.elapsed() >= RETENTION)
     }
 }
 
@@ -376,9 +409,27 @@ mod tests {
             let found = operations.find(1, &id, &number.to_string());
             assert!(matches!(found, Found::Ended { .. }));
         }
-        assert!(operations.known().len() <= MAX_OPERATIONS);
+        assert!(operations.recorded().by_key.len() <= MAX_OPERATIONS);
         assert!(matches!(find(&operations), Found::Open(_)));
         drop(open);
+    }
+
+    /// The client of a removed operation must not run it again.
+    #[tokio::test(start_paused = true)]
+    async fn a_removed_operation_counts_as_ended_while_its_client_may_return() {
+        let operations = SailOperations::default();
+        drop(begin(&operations));
+        for number in 0..MAX_OPERATIONS {
+            assert!(!operations.recorded().has_evicted_recently(), "{number}");
+            tokio::time::advance(Duration::from_millis(1)).await;
+            drop(operations.begin(1, &spark_session(), &number.to_string(), &subject("ada")));
+        }
+        assert!(operations.recorded().has_evicted_recently());
+        assert!(matches!(find(&operations), Found::Ended { interrupted: false }));
+        assert!(operations.is_needed());
+        tokio::time::advance(RETENTION).await;
+        assert!(matches!(find(&operations), Found::Unknown));
+        assert!(!operations.is_needed());
     }
 
     #[tokio::test(start_paused = true)]

@@ -225,7 +225,7 @@ impl Worker {
         let forget = self.shared.config.routes.forget_after.max(ENDED_MARKER_TTL);
         self.sessions
             .borrow_mut()
-            .retain(|_, session| session.open_calls() > 0 || !session.is_unused_for(forget));
+            .retain(|_, session| !session.can_be_removed(forget));
     }
 }
 
