@@ -1,8 +1,9 @@
 //! Limits of the bytes that queries on Sail retain for clients that may return.
 
 use crate::common::{Client, Rig, read_metric, within};
-use crate::held_streams::{BYTES, error_class, execute_of, read, reattach, sail};
+use crate::held_streams::{BYTES, error_class, execute_of, read, reattach, results, sail, until_held};
 use h2::RecvStream;
+use std::time::Duration;
 use test_support::fake_spark::{Shape, result};
 use tonic::Code;
 
@@ -62,6 +63,68 @@ async fn headers_and_trailers_of_a_retained_result_are_bounded() {
     .await;
     let retained = rig.metric(BYTES).await;
     assert!(retained < HEAVY as f64 + 64.0 * 1024.0, "{retained}");
+}
+
+/// Results that their clients probably have leave a quarter of each limit to streams that are needed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn delivered_results_give_way_before_a_limit_is_reached() {
+    const LIMIT: usize = 4 * MIB;
+    let rig = sail(|config| config.limits.unacknowledged_bytes_per_session = LIMIT).await;
+    let token = rig.token();
+    for number in 0..8 {
+        run(&rig, &token, number, Shape::Results(5, 100_000)).await;
+    }
+    within(
+        "results give way",
+        rig.until_metric(BYTES, |bytes| bytes <= 0.75 * LIMIT as f64),
+    )
+    .await;
+    assert!(rig.metric(BYTES).await >= 0.4 * LIMIT as f64, "not all of them");
+}
+
+/// A client that does not read its retained result does not keep what was sent of it either.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stalled_client_gives_back_what_was_sent() {
+    const LIMIT: usize = 4 * MIB;
+    let rig = sail(|config| config.limits.unacknowledged_bytes_per_session = LIMIT).await;
+    let token = rig.token();
+    let client = rig.client().await;
+    let (rpc, body) = execute_of(
+        &token,
+        test_support::fake_spark::OPERATION,
+        Shape::Results(20, 100_000),
+    );
+    assert_eq!(client.call(rpc.body(body)).await.code(), Code::Ok);
+    // The client takes one window of the result, and no more.
+    let rpc = reattach(&token, None);
+    let mut call = client.begin(&rpc).await.unwrap();
+    call.finish(rpc.body);
+    let (_upload, _response) = within("headers", call.head()).await.unwrap();
+    within(
+        "all is retained",
+        rig.until_metric(BYTES, |bytes| bytes > 2_000_000.0),
+    )
+    .await;
+    let other = rig.client().await;
+    let mut body = start(&other, &token, 1, Shape::ResultsThenHang(17, 100_000)).await;
+    read(&mut body, 1).await;
+    drop(body);
+    until_held(&rig, 1.0).await;
+    let sent: usize = [results(0, 20, 100_000).len(), 17 * result(0, 100_000).len()]
+        .iter()
+        .sum();
+    within("all is read", rig.spark.until(|seen| seen.sent >= sent)).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    within(
+        "sent bytes are given back",
+        rig.until_metric(BYTES, |bytes| bytes <= 0.75 * LIMIT as f64),
+    )
+    .await;
+    let retained = rig.metric(BYTES).await;
+    assert!(
+        retained > 2_500_000.0,
+        "what was not sent is retained: {retained}"
+    );
 }
 
 /// The engine is asked only for encodings that a stream can be resumed with.

@@ -77,6 +77,11 @@ impl KeptBytes {
         self.reservation.has_room(more)
     }
 
+    /// Whether a level is near its limit: what its client probably has gives way to what is needed.
+    pub(super) fn is_scarce(&self) -> bool {
+        self.reservation.is_scarce()
+    }
+
     /// Changes the amount; false if a level is beyond its limit, also with a lower amount.
     pub(super) fn set(&mut self, amount: usize) -> bool {
         self.count(amount);

@@ -305,18 +305,30 @@ impl Owner<'_> {
         bytes + headers + end + STREAM_OVERHEAD
     }
 
-    /// Counts what is kept. Drops sent bytes beyond the limits, unless the stream is held.
+    /// Counts what is retained, and removes what its client probably has if the limits require it.
     pub(super) fn trim(&mut self) -> Next {
-        if !self.outlet.is_attached() {
-            let fits = self.kept.set(self.retained_bytes());
-            // A result that its client probably has goes first.
-            let yields = self.is_delivered && (!fits || self.context.shared.is_overloaded());
-            return if yields {
-                self.abandon(Abandoned::LimitExceeded)
-            } else {
-                Next::Continue
-            };
+        if self.outlet.is_attached() {
+            self.drop_sent();
+            Next::Continue
+        } else {
+            self.count_kept()
         }
+    }
+
+    /// Counts what a stream without a client retains. A result that was delivered ends near a limit.
+    fn count_kept(&mut self) -> Next {
+        let fits = self.kept.set(self.retained_bytes());
+        let is_short = !fits || self.kept.is_scarce() || self.context.shared.is_overloaded();
+        if self.is_delivered && is_short {
+            self.abandon(Abandoned::LimitExceeded)
+        } else {
+            Next::Continue
+        }
+    }
+
+    /// Removes sent bytes beyond the limits. Those of a result whose engine has ended are removed near
+    /// a limit.
+    fn drop_sent(&mut self) {
         let limits = self.limits();
         let max = if limits.held_stream_timeout.is_zero()
             || self.is_released
@@ -329,14 +341,15 @@ impl Owner<'_> {
         };
         loop {
             let bytes = self.retained_bytes();
-            let fits = self.kept.set(bytes) && bytes <= max;
+            let fits =
+                self.kept.set(bytes) && bytes <= max && (self.engine.is_some() || !self.kept.is_scarce());
             if fits || !self.messages.remove_oldest_sent() {
-                return Next::Continue;
+                return;
             }
         }
     }
 
-    /// Checks the time limits, and counts what is not read.
+    /// Checks the time limits, and counts what is retained and what is not read.
     fn tick(&mut self) -> Next {
         let now = Instant::now();
         if self.until.is_some_and(|until| now >= until) {
@@ -345,9 +358,18 @@ impl Owner<'_> {
         if self.engine.is_none() && self.context.is_over() {
             return self.abandon(Abandoned::Ended);
         }
-        if !self.is_stalled() {
-            return Next::Continue;
+        match self.trim() {
+            Next::Continue => {}
+            end => return end,
         }
+        if self.is_stalled() {
+            self.count_unread()
+        } else {
+            Next::Continue
+        }
+    }
+
+    fn count_unread(&mut self) -> Next {
         self.interval = (2 * self.interval).min(MAX_UNREAD_INTERVAL);
         let buffered = self.engine.as_mut().and_then(|engine| engine.body.as_mut());
         let buffered = buffered.map_or(0, |body| body.flow_control().used_capacity());
