@@ -158,15 +158,20 @@ impl SailOperations {
     }
 
     /// Registers the stream of an operation, which a client with this subject started. An older
-    /// stream of the same operation gets no more requests.
+    /// stream of the same operation gets no more requests. `None` if the older stream is another
+    /// subject's: clients choose operation ids, and must not end what others run.
     pub(crate) fn begin(
         &self,
         generation: u64,
         spark_session: &SparkSessionId,
         operation: &str,
         subject: &PrincipalId,
-    ) -> RegisteredStream {
+    ) -> Option<RegisteredStream> {
         let operation = self.entry(generation, spark_session, operation);
+        let mut stream = operation.stream.lock();
+        if stream.as_ref().is_some_and(|(_, handle)| !handle.is_of(subject)) {
+            return None;
+        }
         let (sender, requests) = mpsc::channel(MAX_REQUESTS);
         let number = operation.streams.fetch_add(1, Relaxed);
         let handle = StreamHandle {
@@ -174,12 +179,13 @@ impl SailOperations {
             requests: sender,
         };
         operation.not_processed.store(false, Relaxed);
-        *operation.stream.lock() = Some((number, handle));
-        RegisteredStream {
+        *stream = Some((number, handle));
+        drop(stream);
+        Some(RegisteredStream {
             operation,
             number,
             requests,
-        }
+        })
     }
 
     /// Records that the engine interrupted the operation.
@@ -339,7 +345,12 @@ mod tests {
     }
 
     fn begin(operations: &SailOperations) -> RegisteredStream {
-        operations.begin(1, &spark_session(), OPERATION, &subject("ada"))
+        begin_operation(operations, OPERATION)
+    }
+
+    fn begin_operation(operations: &SailOperations, operation: &str) -> RegisteredStream {
+        let stream = operations.begin(1, &spark_session(), operation, &subject("ada"));
+        stream.unwrap()
     }
 
     fn find(operations: &SailOperations) -> Found {
@@ -381,8 +392,16 @@ mod tests {
         assert!(first.request().await.is_none());
         drop(first);
         assert!(matches!(find(&operations), Found::Open(_)));
+        let other = operations.begin(1, &spark_session(), OPERATION, &subject("eve"));
+        assert!(other.is_none(), "of another subject");
+        assert!(matches!(find(&operations), Found::Open(stream) if stream.is_of(&subject("ada"))));
         drop(second);
         assert!(matches!(find(&operations), Found::Ended { .. }));
+        assert!(
+            operations
+                .begin(1, &spark_session(), OPERATION, &subject("eve"))
+                .is_some()
+        );
     }
 
     #[test]
@@ -405,7 +424,7 @@ mod tests {
         let open = begin(&operations);
         for number in 0..2 * MAX_OPERATIONS {
             tokio::time::advance(Duration::from_millis(1)).await;
-            drop(operations.begin(1, &id, &number.to_string(), &subject("ada")));
+            drop(begin_operation(&operations, &number.to_string()));
             let found = operations.find(1, &id, &number.to_string());
             assert!(matches!(found, Found::Ended { .. }));
         }
@@ -422,7 +441,7 @@ mod tests {
         for number in 0..MAX_OPERATIONS {
             assert!(!operations.recorded().has_evicted_recently(), "{number}");
             tokio::time::advance(Duration::from_millis(1)).await;
-            drop(operations.begin(1, &spark_session(), &number.to_string(), &subject("ada")));
+            drop(begin_operation(&operations, &number.to_string()));
         }
         assert!(operations.recorded().has_evicted_recently());
         assert!(matches!(find(&operations), Found::Ended { interrupted: false }));

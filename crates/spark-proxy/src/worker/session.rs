@@ -631,7 +631,11 @@ mod tests {
         tokio::time::advance(unused).await;
         assert!(session.can_be_removed(unused));
         let operations = &usage.sail_operations;
-        drop(operations.begin(1, &spark_session(1), "operation", &claims.sub));
+        drop(
+            operations
+                .begin(1, &spark_session(1), "operation", &claims.sub)
+                .unwrap(),
+        );
         assert!(!session.can_be_removed(unused));
         tokio::time::advance(Duration::from_secs(3600)).await;
         assert!(session.can_be_removed(unused));

@@ -22,6 +22,7 @@ mod local_replies;
 mod logs;
 mod memory;
 mod replaced_compute;
+mod retained_results;
 mod retries;
 mod revocation;
 mod rotation;

@@ -77,14 +77,15 @@ impl Exchange<'_> {
         &self.worker.shared.metrics
     }
 
-    /// Registers the stream of this operation on Sail.
+    /// Registers the stream of this operation on Sail. Without it the response is forwarded as any
+    /// other, and ends with its client.
     fn register_sail_stream(&self, operation: &str) {
         if self.backend.engine == Engine::Sail {
             let sail_operations = &self.open.usage().sail_operations;
             let subject = &self.open.caller().claims.sub;
             let stream =
                 sail_operations.begin(self.backend.generation, &self.spark_session, operation, subject);
-            self.sail_stream.set(Some(stream));
+            self.sail_stream.set(stream);
         }
     }
 
