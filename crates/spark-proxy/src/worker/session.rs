@@ -9,7 +9,7 @@ use crate::call_error::backend_lost;
 use crate::grpc::identity::{Operation, SparkSessionId};
 use crate::grpc::method::Method;
 use crate::resource_limits::CallShares;
-use crate::routes::cache::{Routes, Stamp};
+use crate::routes::cache::{RouteRequest, Routes, Stamp};
 use crate::routes::{Backend, Gone, Route, RouteState, RouteVersion, revoked};
 use crate::worker::settings::SettingsChange;
 use crate::worker::tokens::{Caller, LastAdmitted};
@@ -148,6 +148,8 @@ pub(crate) struct OpenCall {
     opened_at: Instant,
 }
 
+/// Time limit for a route request about running calls.
+const RECHECK_TIMEOUT: Duration = Duration::from_secs(5);
 /// Retry delay when calls of the session must end first, or their rate is exceeded.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 /// Time for which an unchanged settings change is not stored again; later, another worker or proxy
@@ -277,6 +279,17 @@ impl Session {
     pub(crate) fn record_stored(&self, change: StoredChange) {
         let mut spark_sessions = self.spark_sessions.borrow_mut();
         spark_sessions.get_or_insert_default().stored_change = Some(Box::new((Instant::now(), change)));
+    }
+
+    /// A request for the present route, to check what runs with this token.
+    pub(crate) fn recheck_request(&self, token: &Arc<str>) -> RouteRequest {
+        RouteRequest {
+            session: self.id.clone(),
+            token: Arc::clone(token),
+            wake: false,
+            until: Instant::now() + RECHECK_TIMEOUT,
+            not_before: None,
+        }
     }
 
     /// The route, if it may be used without a new request.

@@ -24,6 +24,8 @@ use crate::grpc::reply::ClientStream;
 use crate::grpc::request_body::RequestBody;
 use crate::metrics::{Metrics, Outcome};
 use crate::resource_limits::Reservation;
+use crate::routes::RouteState;
+use crate::routes::cache::ResolveError;
 use crate::upstream::Body;
 use crate::worker::Shared;
 use crate::worker::session::Session;
@@ -31,6 +33,7 @@ use crate::worker::tokens::Caller;
 use bytes::Bytes;
 use h2::client::ResponseFuture;
 use http::HeaderMap;
+use session_core::Reason;
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -88,6 +91,8 @@ struct Owner<'a> {
     /// Counts what is not read, while the client or a limit stops the stream.
     unread: Option<Reservation>,
     interval: Duration,
+    /// Checks whether a result may still be kept.
+    check: Option<Pending<'static, bool>>,
     /// Keeps the session busy while its client has not received the end.
     busy: Option<BusyGuard>,
     context: Context,
@@ -113,6 +118,8 @@ struct Context {
     session: Rc<Session>,
     caller: Rc<Caller>,
     tracker: TaskTracker,
+    /// Generation of the compute.
+    generation: u64,
 }
 
 /// How the owner goes on.
@@ -161,12 +168,14 @@ impl<'a> Owner<'a> {
             kept: KeptBytes::new(&worker.shared, open.session()),
             unread: None,
             interval: MIN_UNREAD_INTERVAL,
+            check: None,
             busy: None,
             context: Context {
                 shared: Arc::clone(&worker.shared),
                 session: Rc::clone(open.session()),
                 caller: Rc::clone(open.caller()),
                 tracker: worker.resumed.clone(),
+                generation: exchange.backend.generation,
             },
         }
     }
@@ -201,6 +210,7 @@ impl Owner<'_> {
             kept: self.kept,
             unread: None,
             interval: self.interval,
+            check: None,
             context: self.context,
         };
         async move {
@@ -225,9 +235,33 @@ impl Engine<'_> {
 }
 
 impl Context {
-    /// Whether the session has ended, or no longer admits the token.
-    fn is_over(&self) -> bool {
-        let refused = self.session.known_error(&self.shared.routes, &self.caller.claims);
-        refused.is_some()
+    /// Whether the session has ended, no longer admits the token, or has other compute. Nothing else
+    /// checks a session without open calls, so the route is requested if it may have changed.
+    fn is_over(&self) -> impl Future<Output = bool> + use<> {
+        let (shared, session) = (Arc::clone(&self.shared), Rc::clone(&self.session));
+        let (caller, generation) = (Rc::clone(&self.caller), self.generation);
+        async move {
+            let routes = &shared.routes;
+            if session.known_error(routes, &caller.claims).is_some() {
+                return true;
+            }
+            let fresh = match session.fresh_route(routes) {
+                Some(fresh) => Some(fresh),
+                None => match routes.resolve(session.recheck_request(&caller.token)).await {
+                    Ok((route, stamp)) => session.store_route(route, stamp),
+                    // As for running calls: a token that expired does not end them, and cannot request
+                    // routes.
+                    Err(ResolveError::Refused(refused)) if refused.reason == Reason::TokenExpired => None,
+                    Err(ResolveError::Refused(_)) => return true,
+                    Err(ResolveError::Unreachable | ResolveError::TimedOut) => None,
+                },
+            };
+            fresh.is_some_and(|cached| {
+                let route = &cached.route;
+                matches!(route.state, RouteState::Gone(_))
+                    || route.generation != generation
+                    || route.admits(&caller.claims).is_err()
+            })
+        }
     }
 }

@@ -58,6 +58,14 @@ impl Owner<'_> {
             Turn::Read(Ok(joined)) => self.read(joined).await,
             Turn::Headers(Err(error)) | Turn::Read(Err(error)) => self.fail(error),
             Turn::Draining => self.abandon(Abandoned::Draining),
+            Turn::Checked(is_over) => {
+                self.check = None;
+                if is_over {
+                    self.abandon(Abandoned::Ended)
+                } else {
+                    Next::Continue
+                }
+            }
             Turn::Tick => self.tick(),
         };
         match next {
@@ -355,8 +363,8 @@ impl Owner<'_> {
         if self.until.is_some_and(|until| now >= until) {
             return self.abandon(Abandoned::Timeout);
         }
-        if self.engine.is_none() && self.context.is_over() {
-            return self.abandon(Abandoned::Ended);
+        if self.engine.is_none() && self.check.is_none() {
+            self.check = Some(Box::pin(self.context.is_over()));
         }
         match self.trim() {
             Next::Continue => {}

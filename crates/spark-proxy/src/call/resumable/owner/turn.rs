@@ -24,6 +24,8 @@ pub(super) enum Turn {
     Headers(Result<(http::response::Parts, Body), CallError>),
     Read(Result<Joined, CallError>),
     Draining,
+    /// A kept result was checked: whether it must end.
+    Checked(bool),
     Tick,
 }
 
@@ -74,6 +76,7 @@ impl Owner<'_> {
             room = outlet.capacity(to_send.unwrap_or_default()), if to_send.is_some() => Turn::Room(room),
             headers = optional(headers) => Turn::Headers(headers),
             read = read(body) => Turn::Read(read),
+            is_over = optional(self.check.as_mut()) => Turn::Checked(is_over),
             () = self.context.shared.stopping.cancelled(), if !is_attached => Turn::Draining,
             never = optional(keep_alive) => match never {},
         }
