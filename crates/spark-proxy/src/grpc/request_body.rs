@@ -54,7 +54,8 @@ const PIECE_OVERHEAD: usize = 64;
 
 /// The messages of one request.
 pub(crate) struct RequestBody {
-    body: RecvStream,
+    /// `None` once nothing more of it is needed: the stream holds its connection in memory.
+    body: Option<RecvStream>,
     /// Data read before the identity was set.
     raw: Vec<Bytes>,
     rewriter: Option<Rewriter>,
@@ -85,7 +86,7 @@ pub(crate) enum BodyPart {
 impl RequestBody {
     pub(crate) fn new(body: RecvStream, limits: &LimitConfig) -> Self {
         Self {
-            body,
+            body: Some(body),
             raw: Vec::new(),
             rewriter: None,
             ready: VecDeque::new(),
@@ -187,7 +188,7 @@ impl RequestBody {
             .unwrap_or_else(|_| Err(idle_timeout_error(idle_timeout)))?;
         if let Some(piece) = self.ready.pop_front() {
             self.keep(&piece);
-            self.finished = self.ended && self.ready.is_empty() && self.body.is_end_stream();
+            self.finished = self.ended && self.ready.is_empty() && self.is_end_stream();
             let Piece {
                 berth_bytes,
                 client_bytes,
@@ -200,7 +201,9 @@ impl RequestBody {
         self.finished = true;
         // No gRPC client sends request trailers, and their content is not checked, so they are
         // dropped.
-        self.body.trailers().await.map_err(|_| ClientGone)?;
+        if let Some(body) = &mut self.body {
+            body.trailers().await.map_err(|_| ClientGone)?;
+        }
         Ok(Some(BodyPart::End))
     }
 
@@ -224,22 +227,34 @@ impl RequestBody {
         true
     }
 
-    /// Frees the beginning: the request cannot be sent again.
+    /// Frees the beginning and the client's stream of a request that was forwarded: it cannot be sent
+    /// again.
     pub(crate) fn forget(&mut self) {
         self.kept = None;
+        self.body = None;
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.as_ref().is_none_or(RecvStream::is_end_stream)
     }
 
     /// Records that everything read was forwarded, and releases flow-control capacity.
     pub(crate) fn release_capacity(&mut self) {
         if self.ready.is_empty() {
             let credit = std::mem::take(&mut self.credit);
-            // Fails only after the stream has ended.
-            let _ = self.body.flow_control().release_capacity(credit);
+            if let Some(body) = &mut self.body {
+                // Fails only after the stream has ended.
+                let _ = body.flow_control().release_capacity(credit);
+            }
         }
     }
 
     async fn read(&mut self) -> Result<(), RequestError> {
-        match self.body.data().await {
+        let next = match &mut self.body {
+            Some(body) => body.data().await,
+            None => None,
+        };
+        match next {
             Some(data) => {
                 let data = data.map_err(|_| ClientGone)?;
                 self.credit += data.len();
@@ -248,7 +263,7 @@ impl RequestBody {
                     Some(rewriter) => rewriter.feed(data, &mut self.ready)?,
                     None => self.raw.push(data),
                 }
-                self.ended = self.body.is_end_stream();
+                self.ended = self.is_end_stream();
             }
             None => self.ended = true,
         }
@@ -287,4 +302,46 @@ async fn in_time(
             ),
         )))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::Request;
+
+    /// The bytes of a request, received by a server.
+    async fn received(bytes: &'static [u8]) -> RecvStream {
+        let (client, server) = tokio::io::duplex(64 * 1024);
+        tokio::spawn(async move {
+            let (mut sender, connection) = h2::client::handshake(client).await.unwrap();
+            let request = Request::post("http://berth/").body(()).unwrap();
+            let (_response, mut body) = sender.send_request(request, false).unwrap();
+            body.send_data(Bytes::from_static(bytes), true).unwrap();
+            let _ = connection.await;
+        });
+        let mut server = h2::server::handshake(server).await.unwrap();
+        let (request, respond) = server.accept().await.unwrap().unwrap();
+        tokio::spawn(async move {
+            let _respond = respond;
+            while server.accept().await.is_some() {}
+        });
+        request.into_body()
+    }
+
+    /// A held stream keeps its request, and must not keep the connection of a client that is gone.
+    #[tokio::test]
+    async fn a_request_that_is_not_sent_again_has_no_stream_of_its_client() {
+        let limits = LimitConfig::default();
+        let mut request = RequestBody::new(received(b"request").await, &limits);
+        assert_eq!(
+            request.peek(100).await.ok().flatten().as_deref(),
+            Some(&b"request"[..])
+        );
+        assert!(request.body.is_some());
+        request.forget();
+        assert!(request.body.is_none() && !request.rewind());
+        request.release_capacity();
+        assert!(matches!(request.read().await, Ok(())));
+        assert!(request.ended);
+    }
 }
