@@ -16,9 +16,12 @@ use crate::grpc::response_scanner::{ResponseId, ResponseScanner, ScannedMessage}
 use bytes::{Bytes, BytesMut};
 use std::collections::VecDeque;
 
-/// Smaller pieces are copied: a slice keeps the whole buffer of its connection in memory.
-const MIN_SHARED_BYTES: usize = 4 * 1024;
-/// Small pieces are sent together, up to this size.
+/// Smaller pieces are copied: a slice keeps its whole buffer in memory, which has 32 KiB for frames
+/// that were joined.
+const MIN_SHARED_BYTES: usize = 16 * 1024;
+/// Smaller pieces are sent together.
+const MIN_SENT_BYTES: usize = 4 * 1024;
+/// Maximum size of pieces that are sent together.
 const MAX_JOINED_BYTES: usize = 32 * 1024;
 /// Compressed bytes between two pauses. They decompress to a thousand times as many at most, which
 /// takes a few milliseconds.
@@ -139,7 +142,7 @@ impl Unacknowledged {
         let Some(first) = pieces.next() else {
             return Bytes::new();
         };
-        if first.len() >= MIN_SHARED_BYTES {
+        if first.len() >= MIN_SENT_BYTES {
             return first;
         }
         let Some(second) = pieces.next() else { return first };
@@ -415,6 +418,19 @@ mod tests {
         send(&mut held, messages[0].len() + 100);
         while held.remove_oldest_sent() {}
         assert_eq!(send_all(&mut held), messages.concat()[messages[0].len() + 100..]);
+    }
+
+    /// Frames of a small result are joined in a buffer of 32 KiB.
+    #[test]
+    fn a_small_result_does_not_keep_the_buffer_of_its_frames() {
+        for (size, is_kept) in [(10_000, false), (20_000, true)] {
+            let mut buffer = BytesMut::with_capacity(MAX_JOINED_BYTES);
+            buffer.extend_from_slice(&rows(0, size));
+            let frame = buffer.freeze();
+            let mut held = Unacknowledged::new(Encoding::Identity);
+            push(&mut held, frame.clone());
+            assert_eq!(!frame.is_unique(), is_kept, "{size}");
+        }
     }
 
     #[test]
