@@ -1,8 +1,11 @@
 //! Limits of the bytes that queries on Sail retain for clients that may return.
 
 use crate::common::{Client, Rig, read_metric, within};
-use crate::held_streams::{BYTES, error_class, execute_of, read, reattach, results, sail, until_held};
+use crate::held_streams::{
+    BYTES, error_class, execute, execute_of, read, reattach, release, results, sail, until_held,
+};
 use h2::RecvStream;
+use session_proto::spark::release_execute_request::{Release, ReleaseAll};
 use std::time::Duration;
 use test_support::fake_spark::{Shape, result};
 use tonic::Code;
@@ -125,6 +128,46 @@ async fn a_stalled_client_gives_back_what_was_sent() {
         retained > 2_500_000.0,
         "what was not sent is retained: {retained}"
     );
+}
+
+/// What a stopped stream had not read counts no longer once it is read.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_that_continues_has_nothing_unread() {
+    const LIMIT: usize = 3 * MIB;
+    let rig = sail(|config| {
+        config.limits.unacknowledged_bytes_per_session = LIMIT;
+        // One window and a half.
+        config.limits.unread_bytes_per_session = MIB + MIB / 2;
+    })
+    .await;
+    let token = rig.token();
+    let clients = [rig.client().await, rig.client().await];
+    // The first stream takes the limit of the session, which stops the second one.
+    let mut body = execute(&clients[0], &token, Shape::ResultsThenHang(25, 100_000)).await;
+    read(&mut body, 1).await;
+    drop(body);
+    until_held(&rig, 1.0).await;
+    within("it is read", rig.until_metric(BYTES, |bytes| bytes > 2_400_000.0)).await;
+    let mut body = start(&clients[1], &token, 1, Shape::ResultsThenHang(30, 100_000)).await;
+    read(&mut body, 1).await;
+    drop(body);
+    until_held(&rig, 2.0).await;
+    // Unread bytes are counted at intervals.
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    release(&clients[0], &token, Release::ReleaseAll(ReleaseAll {})).await;
+    until_held(&rig, 1.0).await;
+    within(
+        "the second continues",
+        rig.until_metric(BYTES, |bytes| bytes > 1_500_000.0),
+    )
+    .await;
+
+    // A client that does not read has the session's share of unread bytes for itself.
+    let slow = rig.client().await;
+    let mut body = start(&slow, &token, 2, Shape::Results(100, 100_000)).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let all = results(0, 100, 100_000);
+    assert!(read(&mut body, all.len()).await == all);
 }
 
 /// The engine is asked only for encodings that a stream can be resumed with.

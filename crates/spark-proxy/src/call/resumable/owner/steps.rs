@@ -135,6 +135,7 @@ impl Owner<'_> {
             }
         } else if !self.outlet.is_attached() {
             engine.release_window();
+            self.unread = None;
         }
         if self.outlet.is_attached() {
             return Next::Continue;
