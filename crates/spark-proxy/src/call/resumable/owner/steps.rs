@@ -395,7 +395,7 @@ impl Owner<'_> {
         match unread.set(amount) {
             Ok(()) => Next::Continue,
             Err(_) if !self.outlet.is_attached() => self.abandon(Abandoned::LimitExceeded),
-            Err(exceeded) => Next::End(Err(too_much_unread(exceeded).into())),
+            Err(exceeded) => Next::End(self.outlet.end(StreamEnd::Refused(too_much_unread(exceeded)))),
         }
     }
 }
