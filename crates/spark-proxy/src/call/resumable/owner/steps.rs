@@ -5,7 +5,7 @@ use super::{Next, Owner};
 use crate::activity::sail_operations::{NotRetained, Received, StreamEnd, StreamEvent, StreamRequest};
 use crate::call::engine_errors;
 use crate::call::forward::client_window::{
-    MAX_UNREAD_INTERVAL, MIN_UNREAD_INTERVAL, Unread, too_much_unread,
+    MIN_UNREAD_INTERVAL, Unread, next_unread_interval, too_much_unread,
 };
 use crate::call::forward::response_body::{Joined, read_trailers};
 use crate::call::forward::{ended, outcome};
@@ -204,8 +204,8 @@ impl Owner<'_> {
         if let Err(CallError::ClientGone) = result {
             return self.hold();
         }
-        let timeout = self.limits().held_stream_timeout.min(MAX_DELIVERED_TIMEOUT);
         self.is_delivered = true;
+        let timeout = self.detached_timeout();
         self.outlet = Outlet::Held;
         self.until = Some(Instant::now() + timeout);
         self.busy = None;
@@ -255,7 +255,7 @@ impl Owner<'_> {
         self.outlet = Outlet::Held;
         self.unread = None;
         self.interval = MIN_UNREAD_INTERVAL;
-        let timeout = self.limits().held_stream_timeout;
+        let timeout = self.detached_timeout();
         if timeout.is_zero() {
             return Next::End(Err(CallError::ClientGone));
         }
@@ -276,6 +276,10 @@ impl Owner<'_> {
         } else {
             Next::Continue
         }
+    }
+
+    fn detached_timeout(&self) -> Duration {
+        detached_timeout(self.limits().held_stream_timeout, self.is_delivered)
     }
 
     /// The request is not sent again: its client would not notice.
@@ -379,7 +383,7 @@ impl Owner<'_> {
     }
 
     fn count_unread(&mut self) -> Next {
-        self.interval = (2 * self.interval).min(MAX_UNREAD_INTERVAL);
+        self.interval = next_unread_interval(self.interval);
         let buffered = self.engine.as_mut().and_then(|engine| engine.body.as_mut());
         let buffered = buffered.map_or(0, |body| body.flow_control().used_capacity());
         let amount = match &self.outlet {
@@ -397,5 +401,28 @@ impl Owner<'_> {
             Err(_) if !self.outlet.is_attached() => self.abandon(Abandoned::LimitExceeded),
             Err(exceeded) => Next::End(self.outlet.end(StreamEnd::Refused(too_much_unread(exceeded)))),
         }
+    }
+}
+
+/// Time for which a stream waits without a client. The client of a delivered result probably has it, also
+/// if the client returned for it once and was cut.
+fn detached_timeout(held_stream_timeout: Duration, is_delivered: bool) -> Duration {
+    if is_delivered {
+        held_stream_timeout.min(MAX_DELIVERED_TIMEOUT)
+    } else {
+        held_stream_timeout
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_delivered_result_waits_for_a_minute_at_most() {
+        let [short, long] = [30, 300].map(Duration::from_secs);
+        assert_eq!(detached_timeout(long, false), long);
+        assert_eq!(detached_timeout(long, true), MAX_DELIVERED_TIMEOUT);
+        assert_eq!(detached_timeout(short, true), short);
     }
 }
