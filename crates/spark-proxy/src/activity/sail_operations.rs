@@ -1,10 +1,10 @@
-//! Operations of one session on Sail, for all workers: which task has the stream of an operation,
+//! Operations of one session on Sail, for all workers: the task that owns the stream of an operation,
 //! and whether the operation was interrupted.
 //!
 //! A disconnected client returns with `ReattachExecute` on any connection. Sail's own reattach
 //! loses rows (measured with Sail 0.7.2), so the proxy keeps Sail's stream open, and the call of the
-//! returning client receives it from the task that has it. The task may be in another worker, so
-//! both talk by bounded channels.
+//! returning client receives the response from the task that owns the stream. The task may be in
+//! another worker, so both exchange messages by bounded channels.
 
 use crate::grpc::identity::SparkSessionId;
 use crate::grpc::response_scanner::ResponseId;
@@ -27,9 +27,9 @@ const MAX_OPERATIONS: usize = 256;
 /// Time for which an operation without a stream is recorded. PySpark 4.3, which retries longest,
 /// retries for an hour.
 const RETENTION: Duration = Duration::from_secs(3600);
-/// Requests to the task of a stream that wait.
+/// Maximum number of queued requests to the task of a stream.
 const MAX_REQUESTS: usize = 16;
-/// Time limit for the answer of a task.
+/// Time limit for the response of a task.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The operations of one session. Most sessions are not on Sail, so the map is made when needed.
@@ -66,7 +66,7 @@ struct Operation {
     touched: Mutex<Option<Instant>>,
 }
 
-/// What is known of an operation.
+/// State of an operation.
 pub(crate) enum Found {
     Open(StreamHandle),
     /// This proxy no longer has its stream, or has removed the record of it.
@@ -85,20 +85,20 @@ pub(crate) enum Received {
     UpTo(ResponseId),
 }
 
-/// What the client needs was removed, or never existed.
+/// The next message of the client was removed, or never existed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct NotRetained;
 
-/// A request to the task that has a stream.
+/// A request to the task that owns a stream.
 pub(crate) enum StreamRequest {
-    /// A client returns.
+    /// Attaches the call of a returning client.
     Attach {
         received: Received,
         reply: oneshot::Sender<Result<mpsc::Receiver<StreamEvent>, NotRetained>>,
     },
     /// The client has everything up to this message.
     ReleaseUntil(ResponseId),
-    /// The client needs nothing more.
+    /// The client released the whole result.
     ReleaseAll,
 }
 
@@ -148,8 +148,8 @@ impl SailOperations {
         Arc::clone(recorded.by_key.entry(key).or_default())
     }
 
-    /// Whether clients may return for operations of the session. Until then its usage must be kept:
-    /// an operation of which nothing is known is run again by its client.
+    /// Whether clients may return for operations of the session. While they may, the records must be
+    /// kept: a client runs an operation without a record again.
     pub(crate) fn is_needed(&self) -> bool {
         self.recorded.get().is_some_and(|recorded| {
             let recorded = recorded.lock();
@@ -159,7 +159,7 @@ impl SailOperations {
 
     /// Registers the stream of an operation, which a client with this subject started. An older
     /// stream of the same operation gets no more requests. `None` if the older stream is another
-    /// subject's: clients choose operation ids, and must not end what others run.
+    /// subject's: clients choose operation ids, and must not end the operations of others.
     pub(crate) fn begin(
         &self,
         generation: u64,
@@ -262,8 +262,8 @@ impl StreamHandle {
         tokio::time::timeout(REQUEST_TIMEOUT, asked).await.ok().flatten()
     }
 
-    /// Passes on what the client no longer needs. A later acknowledgement contains an earlier one,
-    /// so one that finds the queue full is dropped.
+    /// Forwards an acknowledgement of the client. A later acknowledgement includes earlier ones, so an
+    /// acknowledgement is dropped if the queue is full.
     pub(crate) async fn release(&self, request: StreamRequest) {
         if let Err(mpsc::error::TrySendError::Full(request @ StreamRequest::ReleaseAll)) =
             self.requests.try_send(request)
@@ -303,7 +303,7 @@ impl Operation {
 }
 
 impl RegisteredStream {
-    /// The next request; `None` if another stream of the operation took the place of this one.
+    /// The next request; `None` if a newer stream of the operation replaced this one.
     pub(crate) async fn request(&mut self) -> Option<StreamRequest> {
         self.requests.recv().await
     }

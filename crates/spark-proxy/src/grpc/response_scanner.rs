@@ -1,5 +1,5 @@
-//! The messages of a query's response, parsed as their bytes pass: their response ids, and whether
-//! the result is complete.
+//! Parses the messages of a query's response while they are forwarded: their response ids, and
+//! whether the result is complete.
 //!
 //! Only the headers of top-level fields are read, so a message of any length needs no buffer. The
 //! engine writes the id after the rows; a compressed message is therefore decompressed as a stream,
@@ -77,7 +77,7 @@ impl ResponseScanner {
         }
     }
 
-    /// Memory that the present message needs to be decompressed.
+    /// Memory of the decoder of the present message.
     pub(crate) fn memory(&self) -> usize {
         match &self.state {
             State::Message {
@@ -88,7 +88,7 @@ impl ResponseScanner {
         }
     }
 
-    /// Whether messages may be compressed, so that few bytes may take long.
+    /// Whether messages may be compressed, so that scanning a few bytes may take long.
     pub(crate) fn decompresses(&self) -> bool {
         self.encoding == Encoding::Gzip
     }
@@ -209,7 +209,7 @@ impl Write for Walk {
     }
 }
 
-/// Kind of a message, as far as relevant here.
+/// Kind of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     /// Has no part of the result.
@@ -258,7 +258,7 @@ impl Fields for Found {
     }
 
     fn content(&mut self, _: u64, bytes: &[u8]) {
-        // Not more than the requested length arrives.
+        // The scanner passes no more than the requested length.
         if let Some(room) = self.id.get_mut(self.id_len..self.id_len + bytes.len()) {
             room.copy_from_slice(bytes);
             self.id_len += bytes.len();

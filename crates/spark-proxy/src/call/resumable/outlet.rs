@@ -1,5 +1,5 @@
-//! Where the response goes: to the client of the call itself, to the call of a client that
-//! returned, or nowhere while the stream is held.
+//! The receiver of a response: the client of the call itself, the call of a client that returned, or
+//! none while the stream is held.
 
 use crate::activity::sail_operations::{StreamEnd, StreamEvent};
 use crate::call::engine_errors::superseded;
@@ -11,7 +11,7 @@ use http::{HeaderMap, Response};
 use tokio::sync::mpsc;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-/// Pieces of a response on their way to the call of a returning client.
+/// Maximum number of queued events for the call of a returning client, without the end.
 const MAX_EVENTS: usize = 2;
 
 /// The receiver of a response.
@@ -20,15 +20,14 @@ pub(super) enum Outlet<'a> {
     Local(&'a ClientStream),
     /// The call of a client that returned.
     Remote(RemoteCall),
-    /// None: the stream is held.
-    Held,
+    /// No client is connected: the stream is held.
+    Detached,
 }
 
-/// The call of a client that returned. The worker's thread must not end before it.
+/// The call of a client that returned. Its token delays the end of the worker's thread.
 pub(super) struct RemoteCall {
     events: mpsc::Sender<StreamEvent>,
-    /// The place of the end in the channel, until the end is sent: a client that does not read receives
-    /// the reason too.
+    /// Reserved place in the channel for the end, so that a slow client receives its reason too.
     end: Option<mpsc::OwnedPermit<StreamEvent>>,
     _token: TaskTrackerToken,
 }
@@ -48,7 +47,7 @@ impl RemoteCall {
 }
 
 impl Outlet<'_> {
-    /// Creates an outlet to the call that has the receiver.
+    /// Creates an outlet, and the receiver for the call of the client.
     pub(super) fn remote(token: TaskTrackerToken) -> (Self, mpsc::Receiver<StreamEvent>) {
         let (events, receiver) = mpsc::channel(MAX_EVENTS + 1);
         let call = RemoteCall {
@@ -60,7 +59,7 @@ impl Outlet<'_> {
     }
 
     pub(super) fn is_attached(&self) -> bool {
-        !matches!(self, Self::Held)
+        !matches!(self, Self::Detached)
     }
 
     /// Waits until the client disconnects.
@@ -68,7 +67,7 @@ impl Outlet<'_> {
         match self {
             Self::Local(client) => client.gone().await,
             Self::Remote(call) => call.events.closed().await,
-            Self::Held => std::future::pending().await,
+            Self::Detached => std::future::pending().await,
         }
     }
 
@@ -81,7 +80,7 @@ impl Outlet<'_> {
                 let place = call.events.reserve().await;
                 place.map(|_| len).map_err(|_| ClientGone)
             }
-            Self::Held => std::future::pending().await,
+            Self::Detached => std::future::pending().await,
         }
     }
 
@@ -90,7 +89,7 @@ impl Outlet<'_> {
         match self {
             Self::Local(client) => client.begin(response(headers.clone()), false),
             Self::Remote(call) => call.send(StreamEvent::Headers(headers.clone())),
-            Self::Held => Ok(()),
+            Self::Detached => Ok(()),
         }
     }
 
@@ -99,11 +98,11 @@ impl Outlet<'_> {
         match self {
             Self::Local(client) => client.data(data, false),
             Self::Remote(call) => call.send(StreamEvent::Data(data)),
-            Self::Held => Ok(()),
+            Self::Detached => Ok(()),
         }
     }
 
-    /// Ends the response. An error for the client of this call is returned.
+    /// Ends the response. Returns the error if the client of this call must receive one.
     pub(super) fn end(&mut self, end: StreamEnd) -> Result<Outcome, CallError> {
         match self {
             Self::Local(client) => deliver(end, client),
@@ -112,11 +111,11 @@ impl Outlet<'_> {
                 call.end(end)?;
                 Ok(outcome)
             }
-            Self::Held => Err(CallError::ClientGone),
+            Self::Detached => Err(CallError::ClientGone),
         }
     }
 
-    /// Ends the response because a newer call of the client receives it.
+    /// Ends the response with the error that a newer call of the client receives it.
     pub(super) fn supersede(&mut self) {
         match self {
             Self::Local(client) => client.fail(&superseded()),
@@ -124,7 +123,7 @@ impl Outlet<'_> {
                 // Fails only if its client is gone.
                 let _ = call.end(StreamEnd::Engine(Box::new(superseded())));
             }
-            Self::Held => {}
+            Self::Detached => {}
         }
     }
 }
@@ -140,7 +139,7 @@ pub(super) fn begin(headers: HeaderMap, client: &ClientStream) -> Result<(), Cli
     client.begin(response(headers), false)
 }
 
-/// Ends a response. A Berth error is returned.
+/// Ends a response. Returns the error if the response ends with one.
 pub(super) fn deliver(end: StreamEnd, client: &ClientStream) -> Result<Outcome, CallError> {
     match end {
         StreamEnd::Trailers(trailers, outcome) => {
@@ -169,7 +168,7 @@ mod tests {
     use super::*;
     use tokio_util::task::TaskTracker;
 
-    /// The call of a client that does not read has taken nothing from its channel.
+    /// The call of a slow client has received nothing from its channel yet.
     #[test]
     fn the_reason_of_an_end_has_a_place_in_a_full_channel() {
         let (mut outlet, mut events) = Outlet::remote(TaskTracker::new().token());

@@ -6,9 +6,10 @@
 //!         └── messages ─────────────────────────┘
 //! ```
 //!
-//! A client that returns names the last message that it has; the position then goes back to the
-//! message after it. Messages are removed when the client acknowledges them, or, sent ones, when
-//! their bytes exceed a limit: a client that needs them again cannot continue then.
+//! The request of a returning client contains the id of the last message that it received; the
+//! position is set to the message after it. Messages are removed when the client acknowledges them.
+//! Sent messages are also removed when their bytes exceed a limit; a client that needs them again
+//! gets an error.
 
 use crate::activity::sail_operations::{NotRetained, Received};
 use crate::grpc::encoding::Encoding;
@@ -30,7 +31,7 @@ const MAX_COMPRESSED_BYTES: usize = 4 * 1024;
 const PIECE_OVERHEAD: usize = 64;
 const MESSAGE_OVERHEAD: usize = 128;
 
-/// The response of a query, as far as its client may need it.
+/// The part of a response that its client has not acknowledged.
 pub(crate) struct Unacknowledged {
     scanner: ResponseScanner,
     /// Compressed bytes since the last pause.
@@ -87,7 +88,7 @@ impl Unacknowledged {
         self.is_complete
     }
 
-    /// Whether a client that has everything that was sent can continue.
+    /// Whether a client that received all sent bytes can continue.
     pub(crate) fn is_resumable(&self) -> bool {
         let next = self.messages.get(self.sent.message);
         next.is_none_or(|message| !message.is_cut)
@@ -198,7 +199,7 @@ impl Unacknowledged {
         }
     }
 
-    /// Removes the messages up to this one, as far as they were sent.
+    /// Removes the sent messages up to this one.
     pub(crate) fn release_until(&mut self, id: ResponseId) {
         let mut sent = self.messages.range(..self.sent.message);
         if let Some(index) = sent.position(|message| message.id == Some(id)) {
@@ -236,7 +237,7 @@ impl Unacknowledged {
         }
     }
 
-    /// Goes back to the first message that the client does not have.
+    /// Sets the position to the first message that the client did not receive.
     pub(crate) fn rewind(&mut self, received: Received) -> Result<(), NotRetained> {
         let start = match received {
             Received::Nothing if self.removed.is_none() => 0,
@@ -487,8 +488,8 @@ mod tests {
     }
 
     proptest! {
-        /// A client that is cut anywhere, acknowledges what it likes of what it has, and returns,
-        /// receives every message once and in order, whatever the frames and limits are.
+        /// A client that is cut at any byte, acknowledges any received message and returns receives
+        /// every message once and in order, for any frame sizes and limits.
         #[test]
         fn cuts_lose_and_repeat_nothing(
             sizes in prop::collection::vec(0_usize..20_000, 1..12),
@@ -524,7 +525,7 @@ mod tests {
                     held.release_until(response_id(whole - 1));
                 }
                 if evicts {
-                    // Of what the client has whole.
+                    // Only messages that the client received completely.
                     while held.removed.is_none_or(|id| id != whole.checked_sub(1).map(response_id))
                         && whole > 0
                         && held.sent.message > 0

@@ -9,7 +9,7 @@ use crate::call::forward::client_window::{
 };
 use crate::call::forward::response_body::{Joined, read_trailers};
 use crate::call::forward::{ended, outcome};
-use crate::call::resumable::accounting::Held;
+use crate::call::resumable::accounting::HeldStream;
 use crate::call::resumable::outlet::Outlet;
 use crate::call::resumable::unacknowledged::Unacknowledged;
 use crate::call_error::{CallError, backend_unavailable};
@@ -23,9 +23,9 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-/// Memory of a stream without a client beyond its bytes.
+/// Memory of a detached stream beyond its bytes.
 const STREAM_OVERHEAD: usize = 16 * 1024;
-/// Time for which a result is kept after all of it was sent: its end may be lost with a connection.
+/// Maximum time for which a delivered result is retained: its end may be lost with a connection.
 const MAX_DELIVERED_TIMEOUT: Duration = Duration::from_secs(60);
 
 impl Owner<'_> {
@@ -70,7 +70,7 @@ impl Owner<'_> {
         };
         match next {
             Next::Continue if self.engine.is_some() && self.end.is_some() && !self.outlet.is_attached() => {
-                Next::Keep(Outcome::ClientGone)
+                Next::Retain(Outcome::ClientGone)
             }
             next => next,
         }
@@ -126,7 +126,7 @@ impl Owner<'_> {
             let trailers = read_trailers(&mut body).await;
             match trailers.and_then(|trailers| ended(exchange, trailers)) {
                 Ok((_, Outcome::Ok)) if !self.messages.is_complete() => {
-                    // Otherwise the client would take the result for complete.
+                    // With OK the client would regard the result as complete.
                     self.registered.interrupted();
                     return self.fail(CallError::Engine(Box::new(engine_errors::operation_canceled())));
                 }
@@ -143,7 +143,7 @@ impl Owner<'_> {
         self.trim()
     }
 
-    /// The engine's stream failed.
+    /// Handles the failure of the engine's stream.
     fn fail(&mut self, error: CallError) -> Next {
         if let Some(engine) = &mut self.engine {
             (engine.headers, engine.body) = (None, None);
@@ -155,14 +155,14 @@ impl Owner<'_> {
                 self.registered.not_processed();
                 return match &self.outlet {
                     Outlet::Local(client) => {
-                        // It is sent again.
+                        // The request is sent again.
                         client.outlive_client(false);
                         Next::End(Err(CallError::NotProcessed))
                     }
                     Outlet::Remote(..) => {
                         Next::End(self.outlet.end(StreamEnd::Refused(backend_unavailable())))
                     }
-                    Outlet::Held => self.abandon(Abandoned::Ended),
+                    Outlet::Detached => self.abandon(Abandoned::Ended),
                 };
             }
             CallError::Deadline | CallError::ClientGone => return Next::End(Err(error)),
@@ -206,18 +206,18 @@ impl Owner<'_> {
         }
         self.is_delivered = true;
         let timeout = self.detached_timeout();
-        self.outlet = Outlet::Held;
+        self.outlet = Outlet::Detached;
         self.until = Some(Instant::now() + timeout);
         self.busy = None;
         match result {
             Ok(_) if self.is_released || self.is_replaced || timeout.is_zero() => Next::End(result),
-            Ok(outcome) if self.engine.is_some() => Next::Keep(outcome),
+            Ok(outcome) if self.engine.is_some() => Next::Retain(outcome),
             Ok(_) => Next::Continue,
             Err(_) => Next::End(result),
         }
     }
 
-    /// A client returns.
+    /// Attaches the call of a returning client.
     fn attach(
         &mut self,
         received: Received,
@@ -227,7 +227,7 @@ impl Owner<'_> {
             return Next::Continue;
         }
         if let Err(NotRetained) = self.messages.rewind(received) {
-            // The call ended meanwhile.
+            // Fails only if the call has ended.
             let _ = reply.send(Err(NotRetained));
             return Next::Continue;
         }
@@ -240,19 +240,19 @@ impl Owner<'_> {
             held.not_abandoned();
         }
         self.metrics().held_streams.resumed.inc();
-        // If the call ended meanwhile, its end of the channel is closed.
+        // Fails only if the call has ended; then the outlet is closed.
         let _ = reply.send(Ok(events));
         self.forget_request();
         self.send_headers()
     }
 
-    /// The client is gone: holds the stream, if possible.
+    /// Holds the stream after its client disconnected, if the limits allow it.
     fn hold(&mut self) -> Next {
         if let Outlet::Local(client) = &self.outlet {
             client.abandon();
         }
         self.forget_request();
-        self.outlet = Outlet::Held;
+        self.outlet = Outlet::Detached;
         self.unread = None;
         self.interval = MIN_UNREAD_INTERVAL;
         let timeout = self.detached_timeout();
@@ -260,7 +260,7 @@ impl Owner<'_> {
             return Next::End(Err(CallError::ClientGone));
         }
         self.until = Some(Instant::now() + timeout);
-        self.held = Some(Held::new(self.metrics()));
+        self.held = Some(HeldStream::new(self.metrics()));
         let shared = &self.context.shared;
         if self.is_released {
             self.abandon(Abandoned::Released)
@@ -270,7 +270,7 @@ impl Owner<'_> {
             self.abandon(Abandoned::Draining)
         } else if shared.is_overloaded()
             || !self.messages.is_resumable()
-            || !self.kept.set(self.retained_bytes())
+            || !self.retained.set(self.retained_bytes())
         {
             self.abandon(Abandoned::LimitExceeded)
         } else {
@@ -282,14 +282,14 @@ impl Owner<'_> {
         detached_timeout(self.limits().held_stream_timeout, self.is_delivered)
     }
 
-    /// The request is not sent again: its client would not notice.
+    /// Frees the request, which cannot be sent again once its client is gone.
     fn forget_request(&mut self) {
         if let Some(engine) = &mut self.engine {
             engine.request.forget();
         }
     }
 
-    /// Ends a stream that nobody receives.
+    /// Ends a stream without a client.
     fn abandon(&mut self, why: Abandoned) -> Next {
         if let Some(held) = self.held.take() {
             if why == Abandoned::Released && self.messages.is_complete() {
@@ -302,8 +302,7 @@ impl Owner<'_> {
         Next::End(Err(CallError::ClientGone))
     }
 
-    /// Memory of what is retained. The headers of a call that still has an engine and a client are
-    /// its own, as those of any call.
+    /// Memory of the retained response. Headers are counted once the engine or the client is gone.
     fn retained_bytes(&self) -> usize {
         let bytes = self.messages.bytes();
         if self.engine.is_some() && self.outlet.is_attached() {
@@ -312,26 +311,26 @@ impl Owner<'_> {
         let headers = self.headers.as_ref().map_or(0, list_size);
         let end = match &self.end {
             Some(StreamEnd::Trailers(list, _) | StreamEnd::HeadersOnly(list, _)) => list_size(list),
-            // The text of an error is short.
+            // Error texts are short.
             Some(StreamEnd::Refused(_) | StreamEnd::Engine(_)) | None => 0,
         };
         bytes + headers + end + STREAM_OVERHEAD
     }
 
-    /// Counts what is retained, and removes what its client probably has if the limits require it.
+    /// Counts the retained bytes, and removes bytes that were sent if the limits require it.
     pub(super) fn trim(&mut self) -> Next {
         if self.outlet.is_attached() {
             self.drop_sent();
             Next::Continue
         } else {
-            self.count_kept()
+            self.count_retained()
         }
     }
 
-    /// Counts what a stream without a client retains. A result that was delivered ends near a limit.
-    fn count_kept(&mut self) -> Next {
-        let fits = self.kept.set(self.retained_bytes());
-        let is_short = !fits || self.kept.is_scarce() || self.context.shared.is_overloaded();
+    /// Counts the retained bytes of a detached stream. Ends a delivered result when a limit is near.
+    fn count_retained(&mut self) -> Next {
+        let fits = self.retained.set(self.retained_bytes());
+        let is_short = !fits || self.retained.is_scarce() || self.context.shared.is_overloaded();
         if self.is_delivered && is_short {
             self.abandon(Abandoned::LimitExceeded)
         } else {
@@ -339,8 +338,7 @@ impl Owner<'_> {
         }
     }
 
-    /// Removes sent bytes beyond the limits. Those of a result whose engine has ended are removed near
-    /// a limit.
+    /// Removes sent bytes beyond the limits; of a retained result, when a limit is near.
     fn drop_sent(&mut self) {
         let limits = self.limits();
         let max = if limits.held_stream_timeout.is_zero()
@@ -354,15 +352,16 @@ impl Owner<'_> {
         };
         loop {
             let bytes = self.retained_bytes();
-            let fits =
-                self.kept.set(bytes) && bytes <= max && (self.engine.is_some() || !self.kept.is_scarce());
+            let fits = self.retained.set(bytes)
+                && bytes <= max
+                && (self.engine.is_some() || !self.retained.is_scarce());
             if fits || !self.messages.remove_oldest_sent() {
                 return;
             }
         }
     }
 
-    /// Checks the time limits, and counts what is retained and what is not read.
+    /// Checks the time limits, and counts retained and unread bytes.
     fn tick(&mut self) -> Next {
         let now = Instant::now();
         if self.until.is_some_and(|until| now >= until) {
@@ -388,8 +387,8 @@ impl Owner<'_> {
         let buffered = buffered.map_or(0, |body| body.flow_control().used_capacity());
         let amount = match &self.outlet {
             Outlet::Local(_) => buffered.max(self.next.len()),
-            // Its call counts what it has.
-            Outlet::Remote(..) | Outlet::Held => buffered,
+            // The call of the client counts its own bytes.
+            Outlet::Remote(..) | Outlet::Detached => buffered,
         };
         let limits = &self.context.shared.config.limits;
         let usage = &self.context.session.usage;
@@ -404,8 +403,7 @@ impl Owner<'_> {
     }
 }
 
-/// Time for which a stream waits without a client. The client of a delivered result probably has it, also
-/// if the client returned for it once and was cut.
+/// Time for which a detached stream waits for its client.
 fn detached_timeout(held_stream_timeout: Duration, is_delivered: bool) -> Duration {
     if is_delivered {
         held_stream_timeout.min(MAX_DELIVERED_TIMEOUT)
