@@ -20,7 +20,7 @@ use crate::call_error::{CallError, backend_lost};
 use crate::grpc::headers;
 use crate::grpc::identity::SparkSessionId;
 use crate::grpc::method::Method;
-use crate::grpc::reply::ClientStream;
+use crate::grpc::reply::{ClientStream, fit};
 use crate::grpc::request_body::{BodyPart, Outgoing, RequestBody, RequestError};
 use crate::metrics::{Direction, Metrics, Outcome, ReattachRefused, Stage};
 use crate::routes::{Backend, Route};
@@ -37,7 +37,6 @@ use response_body::{poll_joined, read_trailers, stream_error};
 use service_kit::child_span;
 use service_kit::http2::capacity;
 use session_core::Engine;
-use session_proto::trailers;
 use std::cell::{Cell, OnceCell};
 use std::convert::Infallible;
 use std::future::poll_fn;
@@ -331,7 +330,7 @@ pub(crate) fn ended(
         engine_errors::explain_replacement(&mut trailers, exchange.route);
     }
     // What a result retains is bounded by what clients accept.
-    trailers::fit(&mut trailers);
+    fit(&mut trailers);
     Ok((trailers, outcome))
 }
 

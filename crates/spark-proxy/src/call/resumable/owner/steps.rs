@@ -14,11 +14,11 @@ use crate::call::resumable::outlet::Outlet;
 use crate::call::resumable::unacknowledged::Unacknowledged;
 use crate::call_error::{CallError, backend_unavailable};
 use crate::grpc::encoding::Encoding;
-use crate::grpc::reply::ClientGone;
+use crate::grpc::reply::{ClientGone, fit};
 use crate::metrics::{Abandoned, Direction, Outcome};
 use crate::upstream::Body;
 use bytes::Bytes;
-use session_proto::trailers::{fit, list_size};
+use session_proto::trailers::list_size;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
@@ -60,7 +60,7 @@ impl Owner<'_> {
             Turn::Draining => self.abandon(Abandoned::Draining),
             Turn::Checked(is_over) => {
                 self.check = None;
-                if is_over {
+                if is_over && !self.outlet.is_attached() {
                     self.abandon(Abandoned::Ended)
                 } else {
                     Next::Continue
@@ -367,7 +367,8 @@ impl Owner<'_> {
         if self.until.is_some_and(|until| now >= until) {
             return self.abandon(Abandoned::Timeout);
         }
-        if self.engine.is_none() && self.check.is_none() {
+        // The call of a client is checked by its session.
+        if self.engine.is_none() && !self.outlet.is_attached() && self.check.is_none() {
             self.check = Some(Box::pin(self.context.is_over()));
         }
         match self.trim() {
