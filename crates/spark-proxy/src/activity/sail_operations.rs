@@ -14,7 +14,8 @@ use http::HeaderMap;
 use parking_lot::{Mutex, MutexGuard};
 use session_core::PrincipalId;
 use session_proto::error::Refused;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
+use std::hash::BuildHasher as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -24,6 +25,8 @@ use tonic::Status;
 
 /// Maximum number of recorded operations of one session; the least recently used are removed first.
 const MAX_OPERATIONS: usize = 256;
+/// Maximum number of hashes of removed operations, 24 bytes each.
+const MAX_EVICTED: usize = 4096;
 /// Time for which an operation without a stream is recorded. PySpark 4.3, which retries longest,
 /// retries for an hour.
 const RETENTION: Duration = Duration::from_secs(3600);
@@ -41,8 +44,10 @@ pub(crate) struct SailOperations {
 #[derive(Default)]
 struct Operations {
     by_key: HashMap<Key, Arc<Operation>>,
-    /// End of the newest operation that was removed to make room. Until [`RETENTION`] after it, an
-    /// operation that is not recorded may have been sent to the compute.
+    /// Operations that were removed to make room: when they ended, and hashes of their keys.
+    evicted: VecDeque<(Instant, u64)>,
+    /// End of the newest operation that was removed from `evicted` too. Until [`RETENTION`] after it,
+    /// every operation without a record may have been sent to the compute.
     evicted_at: Option<Instant>,
 }
 
@@ -85,7 +90,7 @@ pub(crate) enum Received {
     UpTo(ResponseId),
 }
 
-/// The next message of the client was removed, or never existed.
+/// The next message for the client was removed, or never existed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct NotRetained;
 
@@ -153,7 +158,9 @@ impl SailOperations {
     pub(crate) fn is_needed(&self) -> bool {
         self.recorded.get().is_some_and(|recorded| {
             let recorded = recorded.lock();
-            recorded.has_evicted_recently() || recorded.by_key.values().any(|operation| !operation.is_stale())
+            recorded.by_key.values().any(|operation| !operation.is_stale())
+                || recorded.evicted.iter().any(|(at, _)| is_recent(*at))
+                || recorded.evicted_at.is_some_and(is_recent)
         })
     }
 
@@ -202,7 +209,7 @@ impl SailOperations {
             let recorded = self.recorded();
             match recorded.by_key.get(&key) {
                 Some(operation) => Arc::clone(operation),
-                None if recorded.has_evicted_recently() => return Found::Ended { interrupted: false },
+                None if recorded.may_have_evicted(&key) => return Found::Ended { interrupted: false },
                 None => return Found::Unknown,
             }
         };
@@ -226,20 +233,38 @@ impl Operations {
             self.by_key.retain(|_, operation| !operation.is_stale());
         }
         if self.by_key.len() >= MAX_OPERATIONS {
-            let ended = self
-                .by_key
-                .values()
-                .filter_map(|operation| operation.idle_since());
-            let oldest = ended.min();
-            self.by_key
-                .retain(|_, operation| operation.idle_since().is_none_or(|since| Some(since) != oldest));
-            self.evicted_at = self.evicted_at.max(oldest);
+            self.evict_oldest();
         }
     }
 
-    fn has_evicted_recently(&self) -> bool {
-        self.evicted_at.is_some_and(|at| at.elapsed() < RETENTION)
+    fn evict_oldest(&mut self) {
+        let ended = self
+            .by_key
+            .values()
+            .filter_map(|operation| operation.idle_since());
+        let Some(oldest) = ended.min() else { return };
+        let hasher = self.by_key.hasher().clone();
+        let oldest_ones = self
+            .by_key
+            .extract_if(|_, operation| operation.idle_since() == Some(oldest));
+        let hashes = oldest_ones.map(|(key, _)| (oldest, hasher.hash_one(&key)));
+        self.evicted.extend(hashes);
+        while self.evicted.len() > MAX_EVICTED {
+            let forgotten = self.evicted.pop_front();
+            self.evicted_at = self.evicted_at.max(forgotten.map(|(at, _)| at));
+        }
     }
+
+    /// Whether an operation without a record may have been removed while its client may return.
+    fn may_have_evicted(&self, key: &Key) -> bool {
+        let hash = self.by_key.hasher().hash_one(key);
+        let mut evicted = self.evicted.iter();
+        self.evicted_at.is_some_and(is_recent) || evicted.any(|(at, other)| *other == hash && is_recent(*at))
+    }
+}
+
+fn is_recent(at: Instant) -> bool {
+    at.elapsed() < RETENTION
 }
 
 impl StreamHandle {
@@ -297,8 +322,7 @@ impl Operation {
     }
 
     fn is_stale(&self) -> bool {
-        self.idle_since()
-            .is_some_and(|since| since.elapsed() >= RETENTION)
+        self.idle_since().is_some_and(|since| !is_recent(since))
     }
 }
 
@@ -437,17 +461,21 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_removed_operation_counts_as_ended_while_its_client_may_return() {
         let operations = SailOperations::default();
+        let never_sent = |operations: &SailOperations| operations.find(1, &spark_session(), "never sent");
         drop(begin(&operations));
-        for number in 0..MAX_OPERATIONS {
-            assert!(!operations.recorded().has_evicted_recently(), "{number}");
+        for number in 0..MAX_OPERATIONS + MAX_EVICTED {
+            assert!(matches!(never_sent(&operations), Found::Unknown), "{number}");
             tokio::time::advance(Duration::from_millis(1)).await;
             drop(begin_operation(&operations, &number.to_string()));
+            assert!(matches!(find(&operations), Found::Ended { interrupted: false }));
         }
-        assert!(operations.recorded().has_evicted_recently());
-        assert!(matches!(find(&operations), Found::Ended { interrupted: false }));
+        // The hash of the first operation was removed.
+        assert!(matches!(never_sent(&operations), Found::Ended { .. }));
+        assert_eq!(operations.recorded().evicted.len(), MAX_EVICTED);
         assert!(operations.is_needed());
         tokio::time::advance(RETENTION).await;
         assert!(matches!(find(&operations), Found::Unknown));
+        assert!(matches!(never_sent(&operations), Found::Unknown));
         assert!(!operations.is_needed());
     }
 
