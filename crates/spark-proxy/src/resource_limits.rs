@@ -241,6 +241,12 @@ impl Reservation {
         let mut levels = self.levels.iter().zip(self.limits.0);
         levels.all(|(level, (max, _))| (self.pick)(level).load(Relaxed) + more <= max)
     }
+
+    /// Whether more than three quarters of a limit are in use.
+    pub(crate) fn is_scarce(&self) -> bool {
+        let mut levels = self.levels.iter().zip(self.limits.0);
+        levels.any(|(level, (max, _))| (self.pick)(level).load(Relaxed) > max / 4 * 3)
+    }
 }
 
 impl Drop for Reservation {

@@ -1,10 +1,10 @@
-//! Operations of one session on Sail, for all workers: which task has the stream of an operation,
+//! Operations of one session on Sail, for all workers: the task that owns the stream of an operation,
 //! and whether the operation was interrupted.
 //!
 //! A disconnected client returns with `ReattachExecute` on any connection. Sail's own reattach
 //! loses rows (measured with Sail 0.7.2), so the proxy keeps Sail's stream open, and the call of the
-//! returning client receives it from the task that has it. The task may be in another worker, so
-//! both talk by bounded channels.
+//! returning client receives the response from the task that owns the stream. The task may be in
+//! another worker, so both exchange messages by bounded channels.
 
 use crate::grpc::identity::SparkSessionId;
 use crate::grpc::response_scanner::ResponseId;
@@ -14,7 +14,8 @@ use http::HeaderMap;
 use parking_lot::{Mutex, MutexGuard};
 use session_core::PrincipalId;
 use session_proto::error::Refused;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
+use std::hash::BuildHasher as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -24,21 +25,31 @@ use tonic::Status;
 
 /// Maximum number of recorded operations of one session; the least recently used are removed first.
 const MAX_OPERATIONS: usize = 256;
+/// Maximum number of hashes of removed operations, 24 bytes each.
+const MAX_EVICTED: usize = 4096;
 /// Time for which an operation without a stream is recorded. PySpark 4.3, which retries longest,
 /// retries for an hour.
 const RETENTION: Duration = Duration::from_secs(3600);
-/// Requests to the task of a stream that wait.
+/// Maximum number of queued requests to the task of a stream.
 const MAX_REQUESTS: usize = 16;
-/// Time limit for the answer of a task.
+/// Time limit for the response of a task.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The operations of one session. Most sessions are not on Sail, so the map is made when needed.
 #[derive(Default)]
 pub(crate) struct SailOperations {
-    known: OnceLock<Box<Mutex<Operations>>>,
+    recorded: OnceLock<Box<Mutex<Operations>>>,
 }
 
-type Operations = HashMap<Key, Arc<Operation>>;
+#[derive(Default)]
+struct Operations {
+    by_key: HashMap<Key, Arc<Operation>>,
+    /// Operations that were removed to make room: when they ended, and hashes of their keys.
+    evicted: VecDeque<(Instant, u64)>,
+    /// End of the newest operation that was removed from `evicted` too. Until [`RETENTION`] after it,
+    /// every operation without a record may have been sent to the compute.
+    evicted_at: Option<Instant>,
+}
 
 /// Clients choose operation ids; an id is unique within one Spark session on one generation of
 /// compute.
@@ -60,10 +71,10 @@ struct Operation {
     touched: Mutex<Option<Instant>>,
 }
 
-/// What is known of an operation.
+/// State of an operation.
 pub(crate) enum Found {
     Open(StreamHandle),
-    /// This proxy no longer has its stream.
+    /// This proxy no longer has its stream, or has removed the record of it.
     Ended {
         interrupted: bool,
     },
@@ -79,20 +90,20 @@ pub(crate) enum Received {
     UpTo(ResponseId),
 }
 
-/// What the client needs was removed, or never existed.
+/// The next message for the client was removed, or never existed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct NotRetained;
 
-/// A request to the task that has a stream.
+/// A request to the task that owns a stream.
 pub(crate) enum StreamRequest {
-    /// A client returns.
+    /// Attaches the call of a returning client.
     Attach {
         received: Received,
         reply: oneshot::Sender<Result<mpsc::Receiver<StreamEvent>, NotRetained>>,
     },
     /// The client has everything up to this message.
     ReleaseUntil(ResponseId),
-    /// The client needs nothing more.
+    /// The client released the whole result.
     ReleaseAll,
 }
 
@@ -131,39 +142,43 @@ pub(crate) struct RegisteredStream {
 }
 
 impl SailOperations {
-    fn known(&self) -> MutexGuard<'_, Operations> {
-        self.known.get_or_init(Box::default).lock()
+    fn recorded(&self) -> MutexGuard<'_, Operations> {
+        self.recorded.get_or_init(Box::default).lock()
     }
 
     fn entry(&self, generation: u64, spark_session: &SparkSessionId, operation: &str) -> Arc<Operation> {
-        let mut known = self.known();
-        if known.len() >= MAX_OPERATIONS {
-            known.retain(|_, operation| !operation.is_stale(RETENTION));
-        }
-        if known.len() >= MAX_OPERATIONS {
-            let oldest = known
-                .values()
-                .filter_map(|operation| operation.idle_since())
-                .min();
-            known.retain(|_, operation| operation.idle_since().is_none_or(|since| Some(since) != oldest));
-        }
-        Arc::clone(
-            known
-                .entry(Key::new(generation, spark_session, operation))
-                .or_default(),
-        )
+        let mut recorded = self.recorded();
+        recorded.make_room();
+        let key = Key::new(generation, spark_session, operation);
+        Arc::clone(recorded.by_key.entry(key).or_default())
+    }
+
+    /// Whether clients may return for operations of the session. While they may, the records must be
+    /// kept: a client runs an operation without a record again.
+    pub(crate) fn is_needed(&self) -> bool {
+        self.recorded.get().is_some_and(|recorded| {
+            let recorded = recorded.lock();
+            recorded.by_key.values().any(|operation| !operation.is_stale())
+                || recorded.evicted.iter().any(|(at, _)| is_recent(*at))
+                || recorded.evicted_at.is_some_and(is_recent)
+        })
     }
 
     /// Registers the stream of an operation, which a client with this subject started. An older
-    /// stream of the same operation gets no more requests.
+    /// stream of the same operation gets no more requests. `None` if the older stream is another
+    /// subject's: clients choose operation ids, and must not end the operations of others.
     pub(crate) fn begin(
         &self,
         generation: u64,
         spark_session: &SparkSessionId,
         operation: &str,
         subject: &PrincipalId,
-    ) -> RegisteredStream {
+    ) -> Option<RegisteredStream> {
         let operation = self.entry(generation, spark_session, operation);
+        let mut stream = operation.stream.lock();
+        if stream.as_ref().is_some_and(|(_, handle)| !handle.is_of(subject)) {
+            return None;
+        }
         let (sender, requests) = mpsc::channel(MAX_REQUESTS);
         let number = operation.streams.fetch_add(1, Relaxed);
         let handle = StreamHandle {
@@ -171,12 +186,13 @@ impl SailOperations {
             requests: sender,
         };
         operation.not_processed.store(false, Relaxed);
-        *operation.stream.lock() = Some((number, handle));
-        RegisteredStream {
+        *stream = Some((number, handle));
+        drop(stream);
+        Some(RegisteredStream {
             operation,
             number,
             requests,
-        }
+        })
     }
 
     /// Records that the engine interrupted the operation.
@@ -189,8 +205,13 @@ impl SailOperations {
     /// Finds an operation.
     pub(crate) fn find(&self, generation: u64, spark_session: &SparkSessionId, operation: &str) -> Found {
         let key = Key::new(generation, spark_session, operation);
-        let Some(operation) = self.known().get(&key).cloned() else {
-            return Found::Unknown;
+        let operation = {
+            let recorded = self.recorded();
+            match recorded.by_key.get(&key) {
+                Some(operation) => Arc::clone(operation),
+                None if recorded.may_have_evicted(&key) => return Found::Ended { interrupted: false },
+                None => return Found::Unknown,
+            }
         };
         if let Some((_, handle)) = &*operation.stream.lock() {
             return Found::Open(handle.clone());
@@ -202,6 +223,48 @@ impl SailOperations {
             interrupted: operation.interrupted.load(Relaxed),
         }
     }
+}
+
+impl Operations {
+    /// Removes operations that ended long ago, or else the one that ended first, if there are too
+    /// many.
+    fn make_room(&mut self) {
+        if self.by_key.len() >= MAX_OPERATIONS {
+            self.by_key.retain(|_, operation| !operation.is_stale());
+        }
+        if self.by_key.len() >= MAX_OPERATIONS {
+            self.evict_oldest();
+        }
+    }
+
+    fn evict_oldest(&mut self) {
+        let ended = self
+            .by_key
+            .values()
+            .filter_map(|operation| operation.idle_since());
+        let Some(oldest) = ended.min() else { return };
+        let hasher = self.by_key.hasher().clone();
+        let oldest_ones = self
+            .by_key
+            .extract_if(|_, operation| operation.idle_since() == Some(oldest));
+        let hashes = oldest_ones.map(|(key, _)| (oldest, hasher.hash_one(&key)));
+        self.evicted.extend(hashes);
+        while self.evicted.len() > MAX_EVICTED {
+            let forgotten = self.evicted.pop_front();
+            self.evicted_at = self.evicted_at.max(forgotten.map(|(at, _)| at));
+        }
+    }
+
+    /// Whether an operation without a record may have been removed while its client may return.
+    fn may_have_evicted(&self, key: &Key) -> bool {
+        let hash = self.by_key.hasher().hash_one(key);
+        let mut evicted = self.evicted.iter();
+        self.evicted_at.is_some_and(is_recent) || evicted.any(|(at, other)| *other == hash && is_recent(*at))
+    }
+}
+
+fn is_recent(at: Instant) -> bool {
+    at.elapsed() < RETENTION
 }
 
 impl StreamHandle {
@@ -224,8 +287,8 @@ impl StreamHandle {
         tokio::time::timeout(REQUEST_TIMEOUT, asked).await.ok().flatten()
     }
 
-    /// Passes on what the client no longer needs. A later acknowledgement contains an earlier one,
-    /// so one that finds the queue full is dropped.
+    /// Forwards an acknowledgement of the client. A later acknowledgement includes earlier ones, so an
+    /// acknowledgement is dropped if the queue is full.
     pub(crate) async fn release(&self, request: StreamRequest) {
         if let Err(mpsc::error::TrySendError::Full(request @ StreamRequest::ReleaseAll)) =
             self.requests.try_send(request)
@@ -258,13 +321,13 @@ impl Operation {
         *self.touched.lock()
     }
 
-    fn is_stale(&self, after: Duration) -> bool {
-        self.idle_since().is_some_and(|since| since.elapsed() >= after)
+    fn is_stale(&self) -> bool {
+        self.idle_since().is_some_and(|since| !is_recent(since))
     }
 }
 
 impl RegisteredStream {
-    /// The next request; `None` if another stream of the operation took the place of this one.
+    /// The next request; `None` if a newer stream of the operation replaced this one.
     pub(crate) async fn request(&mut self) -> Option<StreamRequest> {
         self.requests.recv().await
     }
@@ -306,7 +369,12 @@ mod tests {
     }
 
     fn begin(operations: &SailOperations) -> RegisteredStream {
-        operations.begin(1, &spark_session(), OPERATION, &subject("ada"))
+        begin_operation(operations, OPERATION)
+    }
+
+    fn begin_operation(operations: &SailOperations, operation: &str) -> RegisteredStream {
+        let stream = operations.begin(1, &spark_session(), operation, &subject("ada"));
+        stream.unwrap()
     }
 
     fn find(operations: &SailOperations) -> Found {
@@ -348,8 +416,16 @@ mod tests {
         assert!(first.request().await.is_none());
         drop(first);
         assert!(matches!(find(&operations), Found::Open(_)));
+        let other = operations.begin(1, &spark_session(), OPERATION, &subject("eve"));
+        assert!(other.is_none(), "of another subject");
+        assert!(matches!(find(&operations), Found::Open(stream) if stream.is_of(&subject("ada"))));
         drop(second);
         assert!(matches!(find(&operations), Found::Ended { .. }));
+        assert!(
+            operations
+                .begin(1, &spark_session(), OPERATION, &subject("eve"))
+                .is_some()
+        );
     }
 
     #[test]
@@ -372,13 +448,35 @@ mod tests {
         let open = begin(&operations);
         for number in 0..2 * MAX_OPERATIONS {
             tokio::time::advance(Duration::from_millis(1)).await;
-            drop(operations.begin(1, &id, &number.to_string(), &subject("ada")));
+            drop(begin_operation(&operations, &number.to_string()));
             let found = operations.find(1, &id, &number.to_string());
             assert!(matches!(found, Found::Ended { .. }));
         }
-        assert!(operations.known().len() <= MAX_OPERATIONS);
+        assert!(operations.recorded().by_key.len() <= MAX_OPERATIONS);
         assert!(matches!(find(&operations), Found::Open(_)));
         drop(open);
+    }
+
+    /// The client of a removed operation must not run it again.
+    #[tokio::test(start_paused = true)]
+    async fn a_removed_operation_counts_as_ended_while_its_client_may_return() {
+        let operations = SailOperations::default();
+        let never_sent = |operations: &SailOperations| operations.find(1, &spark_session(), "never sent");
+        drop(begin(&operations));
+        for number in 0..MAX_OPERATIONS + MAX_EVICTED {
+            assert!(matches!(never_sent(&operations), Found::Unknown), "{number}");
+            tokio::time::advance(Duration::from_millis(1)).await;
+            drop(begin_operation(&operations, &number.to_string()));
+            assert!(matches!(find(&operations), Found::Ended { interrupted: false }));
+        }
+        // The hash of the first operation was removed.
+        assert!(matches!(never_sent(&operations), Found::Ended { .. }));
+        assert_eq!(operations.recorded().evicted.len(), MAX_EVICTED);
+        assert!(operations.is_needed());
+        tokio::time::advance(RETENTION).await;
+        assert!(matches!(find(&operations), Found::Unknown));
+        assert!(matches!(never_sent(&operations), Found::Unknown));
+        assert!(!operations.is_needed());
     }
 
     #[tokio::test(start_paused = true)]

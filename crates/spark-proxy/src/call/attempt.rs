@@ -265,7 +265,7 @@ impl<'a> Attempts<'a> {
         Ok(None)
     }
 
-    /// Passes on what the client no longer needs of a query on Sail; the engine gets the request too.
+    /// Forwards a release of the client to the stream of a query on Sail. The engine also receives it.
     async fn release(&self, active: &ActiveRoute, first: &FirstMessage, request: &ReleaseExecuteRequest) {
         let release = match &request.release {
             Some(Release::ReleaseAll(_)) => Some(StreamRequest::ReleaseAll),

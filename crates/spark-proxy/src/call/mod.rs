@@ -4,7 +4,7 @@
 //! handle ─▶ serve: authenticate ─▶ admit ─▶ up to 3 attempts ─▶ end of the response
 //!                        each attempt: route (held while the session warms)
 //!                                      ─▶ first_message ─▶ bind ─▶ connect ─▶ forward
-//!                                                             └▶ resumable: a held stream goes on
+//!                                                             └▶ resumable: the rest of a held stream
 //! ```
 //!
 //! One future owns all resources of a call and releases them when it ends or is dropped. [`handle`]

@@ -8,17 +8,15 @@
 //! A step produces at most [`STEP`] bytes, and the calls of one worker take steps in turn, so that
 //! large messages delay other calls by one step at a time.
 
-use crate::grpc::identity::GRPC_PREFIX;
-use crate::grpc::identity::InvalidRequest;
+use crate::grpc::encoding::GRPC_ENCODING;
+use crate::grpc::identity::{GRPC_PREFIX, InvalidRequest};
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use flate2::bufread::GzDecoder;
-use http::{HeaderMap, HeaderName};
+use http::HeaderMap;
 use std::collections::VecDeque;
 use std::io::{Cursor, Read as _};
 use std::rc::Rc;
 use tokio::sync::Semaphore;
-
-pub(crate) static GRPC_ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 
 /// Maximum number of bytes that one step produces.
 const STEP: usize = 64 * 1024;

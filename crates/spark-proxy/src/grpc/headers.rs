@@ -2,6 +2,7 @@
 
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use service_kit::http2::{is_hop_by_hop, remove_matching};
+use session_proto::error::REASON_TRAILER;
 use std::time::Duration;
 
 /// Session id; must match the token.
@@ -29,9 +30,10 @@ pub(crate) fn at_most_one<'h>(
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct DuplicateHeader;
 
-/// Prepares the backend's response headers for the client.
+/// Prepares the backend's response headers or trailers for the client. The reason of a Berth error is
+/// never the engine's: `berth` decides by it whether a call may be sent again.
 pub(crate) fn toward_client(headers: &mut HeaderMap) {
-    remove_matching(headers, is_hop_by_hop);
+    remove_matching(headers, |name| name == REASON_TRAILER || is_hop_by_hop(name));
 }
 
 /// Parses the client's deadline: up to eight digits and a unit.
@@ -91,6 +93,17 @@ mod tests {
             assert_eq!(headers.len(), 1, "{name}");
             assert!(headers.contains_key(&GRPC_STATUS));
         }
+    }
+
+    #[test]
+    fn the_reason_of_a_berth_error_is_not_taken_from_an_engine() {
+        let mut trailers = HeaderMap::new();
+        trailers.insert(&GRPC_STATUS, HeaderValue::from_static("14"));
+        trailers.append("berth-reason", HeaderValue::from_static("PROXY_DRAINING"));
+        trailers.append("berth-reason", HeaderValue::from_static("BACKEND_UNAVAILABLE"));
+        toward_client(&mut trailers);
+        assert_eq!(trailers.len(), 1);
+        assert!(trailers.contains_key(&GRPC_STATUS));
     }
 
     #[test]

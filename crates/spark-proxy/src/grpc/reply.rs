@@ -217,7 +217,7 @@ impl Drop for ClientStream {
 const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
 
 /// Cuts headers to the size that gRPC clients accept.
-fn fit(headers: &mut HeaderMap) {
+pub(crate) fn fit(headers: &mut HeaderMap) {
     if session_proto::trailers::fit(headers) {
         tracing::debug!(status = ?headers.get("grpc-status"), "trailers cut to the limit of gRPC clients");
     }

@@ -72,7 +72,8 @@ const PIECE_OVERHEAD: usize = 64;
 
 /// The messages of one request.
 pub(crate) struct RequestBody {
-    body: RecvStream,
+    /// `None` once nothing more of it is needed: the stream holds its connection in memory.
+    body: Option<RecvStream>,
     /// Present if the messages are compressed.
     decompressor: Option<Decompressor>,
     /// Data read before the identity was set, and its length.
@@ -111,7 +112,7 @@ impl RequestBody {
     /// The body of a request with these headers.
     pub(crate) fn new(body: RecvStream, headers: &HeaderMap, limits: &LimitConfig) -> Self {
         Self {
-            body,
+            body: Some(body),
             decompressor: Decompressor::of(headers, limits.stream_window_bytes),
             raw: Vec::new(),
             raw_len: 0,
@@ -220,7 +221,7 @@ impl RequestBody {
         if let Some(piece) = self.ready.pop_front() {
             self.keep(&piece);
             self.decompressed = self.decompressed.saturating_sub(piece.client_bytes.len());
-            self.finished = self.ended && self.ready.is_empty() && self.body.is_end_stream();
+            self.finished = self.ended && self.ready.is_empty() && self.is_end_stream();
             let Piece {
                 berth_bytes,
                 client_bytes,
@@ -233,7 +234,9 @@ impl RequestBody {
         self.finished = true;
         // No gRPC client sends request trailers, and their content is not checked, so they are
         // dropped.
-        self.body.trailers().await.map_err(|_| ClientGone)?;
+        if let Some(body) = &mut self.body {
+            body.trailers().await.map_err(|_| ClientGone)?;
+        }
         Ok(Some(BodyPart::End))
     }
 
@@ -257,9 +260,15 @@ impl RequestBody {
         true
     }
 
-    /// Frees the beginning: the request cannot be sent again.
+    /// Frees the beginning and the client's stream of a request that was forwarded: it cannot be sent
+    /// again.
     pub(crate) fn forget(&mut self) {
         self.kept = None;
+        self.body = None;
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.as_ref().is_none_or(RecvStream::is_end_stream)
     }
 
     /// Records that everything read was forwarded, and releases flow-control capacity.
@@ -268,8 +277,10 @@ impl RequestBody {
             let held = self.decompressor.as_ref().map_or(0, Decompressor::held);
             let credit = self.credit.saturating_sub(held);
             self.credit -= credit;
-            // Fails only after the stream has ended.
-            let _ = self.body.flow_control().release_capacity(credit);
+            if let Some(body) = &mut self.body {
+                // Fails only after the stream has ended.
+                let _ = body.flow_control().release_capacity(credit);
+            }
         }
     }
 
@@ -285,11 +296,12 @@ impl RequestBody {
                 return self.end();
             }
         }
-        let data = match self.body.data().await {
-            Some(data) => data.map_err(|_| ClientGone)?,
-            None => Bytes::new(),
+        let next = match &mut self.body {
+            Some(body) => body.data().await,
+            None => None,
         };
-        self.client_ended = self.body.is_end_stream();
+        self.client_ended = next.is_none() || self.is_end_stream();
+        let data = next.transpose().map_err(|_| ClientGone)?.unwrap_or_default();
         self.credit += data.len();
         if let Some(decompressor) = &mut self.decompressor {
             decompressor.feed(data);
@@ -347,4 +359,46 @@ async fn in_time(
             ),
         )))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::Request;
+
+    /// The bytes of a request, received by a server.
+    async fn received(bytes: &'static [u8]) -> RecvStream {
+        let (client, server) = tokio::io::duplex(64 * 1024);
+        tokio::spawn(async move {
+            let (mut sender, connection) = h2::client::handshake(client).await.unwrap();
+            let request = Request::post("http://berth/").body(()).unwrap();
+            let (_response, mut body) = sender.send_request(request, false).unwrap();
+            body.send_data(Bytes::from_static(bytes), true).unwrap();
+            let _ = connection.await;
+        });
+        let mut server = h2::server::handshake(server).await.unwrap();
+        let (request, respond) = server.accept().await.unwrap().unwrap();
+        tokio::spawn(async move {
+            let _respond = respond;
+            while server.accept().await.is_some() {}
+        });
+        request.into_body()
+    }
+
+    /// A held stream keeps its request, and must not keep the connection of a client that is gone.
+    #[tokio::test]
+    async fn a_request_that_is_not_sent_again_has_no_stream_of_its_client() {
+        let limits = LimitConfig::default();
+        let mut request = RequestBody::new(received(b"request").await, &HeaderMap::new(), &limits);
+        assert_eq!(
+            request.peek(100).await.ok().flatten().as_deref(),
+            Some(&b"request"[..])
+        );
+        assert!(request.body.is_some());
+        request.forget();
+        assert!(request.body.is_none() && !request.rewind());
+        request.release_capacity();
+        assert!(matches!(request.read().await, Ok(())));
+        assert!(request.ended);
+    }
 }

@@ -1,5 +1,5 @@
-//! The messages of a query's response, parsed as their bytes pass: their response ids, and whether
-//! the result is complete.
+//! Parses the messages of a query's response while they are forwarded: their response ids, and
+//! whether the result is complete.
 //!
 //! Only the headers of top-level fields are read, so a message of any length needs no buffer. The
 //! engine writes the id after the rows; a compressed message is therefore decompressed as a stream,
@@ -24,6 +24,8 @@ const EXECUTION_PROGRESS: u64 = 18;
 const ID_BYTES: usize = 36;
 /// Maximum decompressed size of a message. Clients accept no more than 128 MiB.
 const MAX_INFLATED: u64 = 256 << 20;
+/// Memory of a gzip decoder: its window and its output buffer of 32 KiB each, and its tables.
+const GZIP_BYTES: usize = 80 * 1024;
 
 /// The id of one message of a response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,7 +65,6 @@ const START: State = State::Prefix {
 enum Reader {
     Plain(Walk),
     Gzip(Box<flate2::write::GzDecoder<Walk>>),
-    Zstd(Box<zstd::stream::write::Decoder<'static, Walk>>),
     /// The message cannot be read.
     Opaque,
 }
@@ -74,6 +75,22 @@ impl ResponseScanner {
             encoding,
             state: START,
         }
+    }
+
+    /// Memory of the decoder of the present message.
+    pub(crate) fn memory(&self) -> usize {
+        match &self.state {
+            State::Message {
+                reader: Reader::Gzip(_),
+                ..
+            } => GZIP_BYTES,
+            State::Message { .. } | State::Prefix { .. } => 0,
+        }
+    }
+
+    /// Whether messages may be compressed, so that scanning a few bytes may take long.
+    pub(crate) fn decompresses(&self) -> bool {
+        self.encoding == Encoding::Gzip
     }
 
     /// Takes bytes up to the end of the present message. Returns how many, and the message if it is
@@ -120,8 +137,6 @@ impl Reader {
                 let decoder = flate2::write::GzDecoder::new(Walk::new(MAX_INFLATED));
                 Self::Gzip(Box::new(decoder))
             }
-            Encoding::Zstd => zstd::stream::write::Decoder::new(Walk::new(MAX_INFLATED))
-                .map_or(Self::Opaque, |decoder| Self::Zstd(Box::new(decoder))),
             Encoding::Identity | Encoding::Unknown => Self::Opaque,
         }
     }
@@ -130,7 +145,6 @@ impl Reader {
         let read = match self {
             Self::Plain(walk) => walk.write_all(bytes),
             Self::Gzip(decoder) => decoder.write_all(bytes),
-            Self::Zstd(decoder) => decoder.write_all(bytes),
             Self::Opaque => Ok(()),
         };
         if read.is_err() {
@@ -142,7 +156,6 @@ impl Reader {
         let walk = match self {
             Self::Plain(walk) => Some(walk),
             Self::Gzip(decoder) => decoder.finish().ok(),
-            Self::Zstd(mut decoder) => decoder.flush().ok().map(|()| decoder.into_inner()),
             Self::Opaque => None,
         };
         walk.map_or(UNREADABLE, |walk| walk.end())
@@ -196,7 +209,7 @@ impl Write for Walk {
     }
 }
 
-/// Kind of a message, as far as relevant here.
+/// Kind of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     /// Has no part of the result.
@@ -245,7 +258,7 @@ impl Fields for Found {
     }
 
     fn content(&mut self, _: u64, bytes: &[u8]) {
-        // Not more than the requested length arrives.
+        // The scanner passes no more than the requested length.
         if let Some(room) = self.id.get_mut(self.id_len..self.id_len + bytes.len()) {
             room.copy_from_slice(bytes);
             self.id_len += bytes.len();
@@ -256,12 +269,13 @@ impl Fields for Found {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::grpc::encoding::testing::framed;
     use prost::Message as _;
     use session_proto::spark::ExecutePlanResponse;
     use session_proto::spark::execute_plan_response::{ArrowBatch, ResponseType, ResultComplete};
 
     const ID: &str = "11111111-89ab-cdef-0123-456789abcdef";
-    const ENCODINGS: [Encoding; 3] = [Encoding::Identity, Encoding::Gzip, Encoding::Zstd];
+    const ENCODINGS: [Encoding; 2] = [Encoding::Identity, Encoding::Gzip];
 
     fn message(id: &str, of: Option<ResponseType>) -> Vec<u8> {
         ExecutePlanResponse {
@@ -283,20 +297,6 @@ mod tests {
                 ..ArrowBatch::default()
             })),
         )
-    }
-
-    fn framed(encoding: Encoding, message: &[u8]) -> Vec<u8> {
-        let (flag, message) = match encoding {
-            Encoding::Identity | Encoding::Unknown => (0, message.to_vec()),
-            Encoding::Gzip => {
-                let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-                encoder.write_all(message).unwrap();
-                (1, encoder.finish().unwrap())
-            }
-            Encoding::Zstd => (1, zstd::stream::encode_all(message, 1).unwrap()),
-        };
-        let len = u32::try_from(message.len()).unwrap().to_be_bytes();
-        [&[flag][..], &len, &message].concat()
     }
 
     /// Ids and completeness of these messages, for any split into pieces.
@@ -345,16 +345,14 @@ mod tests {
         };
         let cut = framed(Encoding::Identity, &message(ID, None)[..60]);
         assert_eq!(whole(&cut, Encoding::Identity), UNREADABLE);
-        for encoding in [Encoding::Gzip, Encoding::Zstd] {
-            let mut broken = framed(encoding, &rows(ID, 5000));
-            let middle = broken.len() / 2;
-            broken[middle..].fill(0xff);
-            assert_eq!(whole(&broken, encoding).id, None, "{encoding:?}");
-            let unknown = framed(encoding, &message(ID, None));
-            assert_eq!(whole(&unknown, Encoding::Unknown), UNREADABLE);
-        }
+        let mut broken = framed(Encoding::Gzip, &rows(ID, 5000));
+        let middle = broken.len() / 2;
+        broken[middle..].fill(0xff);
+        assert_eq!(whole(&broken, Encoding::Gzip).id, None);
+        let unknown = framed(Encoding::Gzip, &message(ID, None));
+        assert_eq!(whole(&unknown, Encoding::Unknown), UNREADABLE);
         // A small message with a huge decompressed size.
-        let bomb = framed(Encoding::Zstd, &vec![0; 1 << 20]);
-        assert_eq!(whole(&bomb, Encoding::Zstd).id, None);
+        let bomb = framed(Encoding::Gzip, &vec![0; 1 << 20]);
+        assert_eq!(whole(&bomb, Encoding::Gzip).id, None);
     }
 }

@@ -1,15 +1,13 @@
 //! Headers of requests to compute.
 
-use crate::grpc::gzip_requests::GRPC_ENCODING;
+use crate::grpc::encoding::{GRPC_ACCEPT_ENCODING, GRPC_ENCODING, limit_accepted};
 use crate::grpc::headers::{GRPC_TIMEOUT, SESSION_ID};
 use crate::grpc::method::Method;
 use crate::routes::Backend;
-use http::header::{self, HeaderName, HeaderValue};
+use http::header::{self, HeaderValue};
 use http::uri::{Scheme, Uri};
 use service_kit::http2::{is_hop_by_hop, remove_matching};
 use session_core::Engine;
-
-static GRPC_ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-encoding");
 
 /// Whether a header is for Berth, or is a parameter of the connection string that some clients send
 /// as metadata. The length of the body may change.
@@ -29,6 +27,10 @@ pub(crate) fn toward_backend(request: &mut http::request::Parts, backend: &Backe
     headers.remove(&GRPC_ENCODING);
     remove_matching(headers, |name| is_for_berth(name) || is_hop_by_hop(name));
     headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    if backend.engine == Engine::Sail && matches!(method, Method::ExecutePlan | Method::Interrupt) {
+        // The response is read here.
+        limit_accepted(headers);
+    }
     if backend.engine == Engine::Sail && method == Method::ExecutePlan {
         // The query may outlive the stream that has this deadline.
         headers.remove(&GRPC_TIMEOUT);

@@ -14,7 +14,7 @@ use crate::jwks::{KeySet, KeySetUnavailable};
 use crate::metrics::Metrics;
 use crate::overload::{self, OverloadFlag};
 use crate::resource_limits::ManagerRequests;
-use crate::routes::cache::{ENDED_MARKER_TTL, ResolveError, RouteEvent, RouteRequest, Routes};
+use crate::routes::cache::{ENDED_MARKER_TTL, ResolveError, RouteEvent, Routes};
 use crate::upstream::{self, Pools};
 use crate::worker::session::{Call, Session};
 use crate::worker::tokens::VerifiedTokens;
@@ -32,13 +32,10 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::spawn_local;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
-/// Time limit for a route request about running calls.
-const RECHECK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// State shared by all workers. Calls take no lock on it.
 pub(crate) struct Shared {
@@ -186,13 +183,7 @@ impl Worker {
         let worker = Rc::clone(self);
         spawn_local(async move {
             for caller in callers {
-                let request = RouteRequest {
-                    session: session.id.clone(),
-                    token: Arc::clone(&caller.token),
-                    wake: false,
-                    until: Instant::now() + RECHECK_TIMEOUT,
-                    not_before: None,
-                };
+                let request = session.recheck_request(&caller.token);
                 match worker.shared.routes.resolve(request).await {
                     Ok((route, stamp)) => {
                         if let Some(cached) = session.store_route(route, stamp) {
@@ -225,7 +216,7 @@ impl Worker {
         let forget = self.shared.config.routes.forget_after.max(ENDED_MARKER_TTL);
         self.sessions
             .borrow_mut()
-            .retain(|_, session| session.open_calls() > 0 || !session.is_unused_for(forget));
+            .retain(|_, session| !session.can_be_removed(forget));
     }
 }
 

@@ -9,7 +9,7 @@ use crate::call_error::backend_lost;
 use crate::grpc::identity::{Operation, SparkSessionId};
 use crate::grpc::method::Method;
 use crate::resource_limits::CallShares;
-use crate::routes::cache::{Routes, Stamp};
+use crate::routes::cache::{RouteRequest, Routes, Stamp};
 use crate::routes::{Backend, Gone, Route, RouteState, RouteVersion, revoked};
 use crate::worker::settings::SettingsChange;
 use crate::worker::tokens::{Caller, LastAdmitted};
@@ -148,6 +148,8 @@ pub(crate) struct OpenCall {
     opened_at: Instant,
 }
 
+/// Time limit for a route request about running calls.
+const RECHECK_TIMEOUT: Duration = Duration::from_secs(5);
 /// Retry delay when calls of the session must end first, or their rate is exceeded.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 /// Time for which an unchanged settings change is not stored again; later, another worker or proxy
@@ -279,6 +281,17 @@ impl Session {
         spark_sessions.get_or_insert_default().stored_change = Some(Box::new((Instant::now(), change)));
     }
 
+    /// A request for the present route, to check what runs with this token.
+    pub(crate) fn recheck_request(&self, token: &Arc<str>) -> RouteRequest {
+        RouteRequest {
+            session: self.id.clone(),
+            token: Arc::clone(token),
+            wake: false,
+            until: Instant::now() + RECHECK_TIMEOUT,
+            not_before: None,
+        }
+    }
+
     /// The route, if it may be used without a new request.
     pub(crate) fn fresh_route(&self, routes: &Routes) -> Option<Rc<CachedRoute>> {
         let route = self.route.borrow();
@@ -381,9 +394,16 @@ impl Session {
         self.calls.borrow().len()
     }
 
+    /// Whether nothing of the session is needed, after no calls for `time`.
+    pub(crate) fn can_be_removed(&self, time: Duration) -> bool {
+        self.open_calls() == 0
+            && self.is_unused_for(time)
+            && (self.gone.borrow().is_some() || !self.usage.sail_operations.is_needed())
+    }
+
     /// Whether the session has had no calls for `time`. Calls do not read the clock for this, so
     /// that the time is exact to the interval between two questions.
-    pub(crate) fn is_unused_for(&self, time: Duration) -> bool {
+    fn is_unused_for(&self, time: Duration) -> bool {
         if self.was_used.take() || self.open_calls() > 0 {
             self.last_used.set(Instant::now());
         }
@@ -554,6 +574,9 @@ impl Drop for OpenCall {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::activity::UsageRegistry;
+    use session_core::time::ManualClock;
+    use session_core::{Clock as _, Timestamp, TokenId};
 
     fn spark_session(number: usize) -> SparkSessionId {
         format!("{number:08x}-89ab-cdef-0123-456789abcdef")
@@ -597,6 +620,38 @@ mod tests {
             assert!(bound.contains(version(1), &spark_session(number)));
             assert!(bound.ids.len() <= MAX_BOUND);
         }
+    }
+
+    /// Without its record, an operation of which a client returns would be run again.
+    #[tokio::test(start_paused = true)]
+    async fn a_session_is_kept_while_clients_may_return_for_operations_on_sail() {
+        let clock = Arc::new(ManualClock::at(Timestamp::from_millis(1)));
+        let claims = Claims {
+            iss: String::new(),
+            aud: String::new(),
+            sub: "sa|ada".parse().unwrap(),
+            org: "acme".parse().unwrap(),
+            sid: SessionId::generate(clock.now(), 7),
+            epoch: 1,
+            iat: 0,
+            nbf: 0,
+            exp: 0,
+            jti: TokenId::generate(clock.now(), 1),
+        };
+        let usage = UsageRegistry::new(clock, 0).of(&claims);
+        let session = Session::new(claims.sid.clone(), Arc::clone(&usage));
+        let unused = Duration::from_secs(1800);
+        tokio::time::advance(unused).await;
+        assert!(session.can_be_removed(unused));
+        let operations = &usage.sail_operations;
+        drop(
+            operations
+                .begin(1, &spark_session(1), "operation", &claims.sub)
+                .unwrap(),
+        );
+        assert!(!session.can_be_removed(unused));
+        tokio::time::advance(Duration::from_secs(3600)).await;
+        assert!(session.can_be_removed(unused));
     }
 
     /// A proxy keeps these for every session that made a call. Each limit is a size of the allocator,

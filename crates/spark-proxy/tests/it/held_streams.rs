@@ -25,7 +25,7 @@ pub(crate) const HELD: &str = "spark_proxy_held_streams";
 const RESUMED: &str = "spark_proxy_streams_resumed_total";
 pub(crate) const BYTES: &str = "spark_proxy_unacknowledged_bytes";
 pub(crate) const ABANDONED: &str = "spark_proxy_held_streams_abandoned_total";
-const REFUSED: &str = "spark_proxy_reattaches_refused_total";
+pub(crate) const REFUSED: &str = "spark_proxy_reattaches_refused_total";
 
 pub(crate) fn on_sail(route: Route) -> Route {
     Route {
@@ -37,7 +37,7 @@ pub(crate) fn on_sail(route: Route) -> Route {
     }
 }
 
-async fn sail(change: impl FnOnce(&mut Config)) -> Rig {
+pub(crate) async fn sail(change: impl FnOnce(&mut Config)) -> Rig {
     let rig = Rig::with(change).await;
     rig.routes.set(on_sail(rig.route()));
     rig
@@ -56,7 +56,7 @@ pub(crate) fn execute_of(token: &str, operation: &str, shape: Shape) -> (Rpc, By
 }
 
 /// Starts a query and returns its response.
-async fn execute(client: &Client, token: &str, shape: Shape) -> RecvStream {
+pub(crate) async fn execute(client: &Client, token: &str, shape: Shape) -> RecvStream {
     let (rpc, body) = execute_of(token, OPERATION, shape);
     let mut call = client.begin(&rpc).await.unwrap();
     call.finish(body);
@@ -77,7 +77,7 @@ pub(crate) fn reattach(token: &str, last: Option<usize>) -> Rpc {
         .body(framed(&request.encode_to_vec()))
 }
 
-async fn release(client: &Client, token: &str, release: Release) {
+pub(crate) async fn release(client: &Client, token: &str, release: Release) {
     let request = ReleaseExecuteRequest {
         session_id: SPARK_SESSION.to_owned(),
         operation_id: OPERATION.to_owned(),
@@ -119,12 +119,12 @@ fn last_whole(read: &[u8], size: usize) -> Option<usize> {
     (read.len() / result(0, size).len()).checked_sub(1)
 }
 
-async fn until_held(rig: &Rig, count: f64) {
+pub(crate) async fn until_held(rig: &Rig, count: f64) {
     within("streams are held", rig.until_metric(HELD, |held| held == count)).await;
 }
 
 /// Only the `ExecutePlan` went to the engine.
-fn assert_sail_was_not_asked(rig: &Rig) {
+pub(crate) fn assert_sail_was_not_asked(rig: &Rig) {
     let seen = rig.spark.seen();
     let reattaches = seen
         .requests
@@ -133,7 +133,7 @@ fn assert_sail_was_not_asked(rig: &Rig) {
     assert_eq!(reattaches.count(), 0);
 }
 
-fn error_class(reply: &Reply) -> String {
+pub(crate) fn error_class(reply: &Reply) -> String {
     let info = reply.status().get_details_error_info();
     info.and_then(|mut info| info.metadata.remove("errorClass"))
         .unwrap_or_default()

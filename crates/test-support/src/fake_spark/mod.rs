@@ -263,9 +263,13 @@ async fn answer(
         }
         Shape::HeavyTrailers(bytes) => {
             let mut stream = begin_with(&mut respond, message(10), seen).await?;
-            let mut heavy = heavy(bytes);
-            heavy.extend(trailers("0", ""));
-            stream.send_trailers(heavy).ok()
+            finish_with(&mut stream, heavy(bytes))
+        }
+        Shape::HeavyResult(bytes) => {
+            let mut stream = respond.send_response(headed(heavy(bytes)), false).ok()?;
+            send(&mut stream, result(0, 10), seen).await?;
+            send(&mut stream, result_complete(1), seen).await?;
+            finish_with(&mut stream, heavy(bytes))
         }
         Shape::HeavyHead(bytes) => finish(&mut respond.send_response(headed(heavy(bytes)), false).ok()?),
         Shape::SparkUnknown | Shape::SailUnknown | Shape::MissingTable => {
@@ -380,7 +384,13 @@ async fn begin_with(
 }
 
 fn finish(stream: &mut SendStream<Bytes>) -> Option<()> {
-    stream.send_trailers(trailers("0", "")).ok()
+    finish_with(stream, HeaderMap::new())
+}
+
+/// Ends the response with OK and more trailers.
+fn finish_with(stream: &mut SendStream<Bytes>, mut more: HeaderMap) -> Option<()> {
+    more.extend(trailers("0", ""));
+    stream.send_trailers(more).ok()
 }
 
 fn trailers(status: &'static str, message: &'static str) -> HeaderMap {

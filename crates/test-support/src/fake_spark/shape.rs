@@ -47,6 +47,8 @@ pub enum Shape {
     HeavyTrailers(usize),
     /// This many bytes of initial metadata.
     HeavyHead(usize),
+    /// The complete result of a query, with this many bytes of initial metadata and of trailers.
+    HeavyResult(usize),
 }
 
 impl Shape {
@@ -72,6 +74,7 @@ impl Shape {
             Self::NoStatus => "no-status".to_owned(),
             Self::HeavyTrailers(bytes) => format!("heavy-trailers {bytes}"),
             Self::HeavyHead(bytes) => format!("heavy-head {bytes}"),
+            Self::HeavyResult(bytes) => format!("heavy-result {bytes}"),
         };
         HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("echo"))
     }
@@ -103,6 +106,7 @@ impl Shape {
             "no-status" => Self::NoStatus,
             "heavy-trailers" => Self::HeavyTrailers(number()),
             "heavy-head" => Self::HeavyHead(number()),
+            "heavy-result" => Self::HeavyResult(number()),
             _ => Self::Echo,
         }
     }

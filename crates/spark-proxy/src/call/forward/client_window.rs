@@ -16,7 +16,12 @@ use std::time::Duration;
 /// once, and doubles. Not a `Backoff`: there is no peer to protect by jitter, and its random
 /// generator would be a part of every stalled call.
 pub(crate) const MIN_UNREAD_INTERVAL: Duration = Duration::from_millis(10);
-pub(crate) const MAX_UNREAD_INTERVAL: Duration = Duration::from_millis(250);
+const MAX_UNREAD_INTERVAL: Duration = Duration::from_millis(250);
+
+/// The interval after this one.
+pub(crate) fn next_unread_interval(interval: Duration) -> Duration {
+    (2 * interval).min(MAX_UNREAD_INTERVAL)
+}
 
 /// Where unread bytes of a call are counted.
 #[derive(Clone, Copy)]
@@ -83,7 +88,7 @@ async fn wait_for_capacity(
             taken = &mut taken => return Ok(taken?),
             () = tokio::time::sleep(interval) => {}
         }
-        interval = (2 * interval).min(MAX_UNREAD_INTERVAL);
+        interval = next_unread_interval(interval);
     }
 }
 

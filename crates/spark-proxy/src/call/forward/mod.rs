@@ -20,7 +20,7 @@ use crate::call_error::{CallError, backend_lost};
 use crate::grpc::headers;
 use crate::grpc::identity::SparkSessionId;
 use crate::grpc::method::Method;
-use crate::grpc::reply::ClientStream;
+use crate::grpc::reply::{ClientStream, fit};
 use crate::grpc::request_body::{BodyPart, Outgoing, RequestBody, RequestError};
 use crate::metrics::{Direction, Metrics, Outcome, ReattachRefused, Stage};
 use crate::routes::{Backend, Route};
@@ -33,7 +33,7 @@ use client_window::{Unread, send_data};
 use h2::SendStream;
 use http::{HeaderMap, HeaderName, Response, StatusCode};
 use inspection::Inspection;
-use response_body::{poll_joined, stream_error, trailers};
+use response_body::{poll_joined, read_trailers, stream_error};
 use service_kit::child_span;
 use service_kit::http2::capacity;
 use session_core::Engine;
@@ -76,14 +76,15 @@ impl Exchange<'_> {
         &self.worker.shared.metrics
     }
 
-    /// Registers the stream of this operation on Sail.
+    /// Registers the stream of this operation on Sail. Without it the response is forwarded as any
+    /// other, and ends with its client.
     fn register_sail_stream(&self, operation: &str) {
         if self.backend.engine == Engine::Sail {
             let sail_operations = &self.open.usage().sail_operations;
             let subject = &self.open.caller().claims.sub;
             let stream =
                 sail_operations.begin(self.backend.generation, &self.spark_session, operation, subject);
-            self.sail_stream.set(Some(stream));
+            self.sail_stream.set(stream);
         }
     }
 
@@ -328,6 +329,8 @@ pub(crate) fn ended(
     if outcome != Outcome::Ok {
         engine_errors::explain_replacement(&mut trailers, exchange.route);
     }
+    // What a result retains is bounded by what clients accept.
+    fit(&mut trailers);
     Ok((trailers, outcome))
 }
 
@@ -376,7 +379,7 @@ async fn stream(
         }
         let _ = body.flow_control().release_capacity(taken);
     }
-    trailers(&mut body).await
+    read_trailers(&mut body).await
 }
 
 /// Holds the response to `CloneSession` until the new Spark session is bound to this session.
@@ -397,7 +400,7 @@ async fn cloned(
             )));
         }
     }
-    let trailers = trailers(&mut body).await?;
+    let trailers = read_trailers(&mut body).await?;
     if trailers.as_ref().and_then(outcome) == Some(Outcome::Ok) {
         let Exchange {
             worker,

@@ -50,7 +50,7 @@ pub(crate) fn poll_joined(body: &mut Body, cx: &mut Context<'_>) -> Poll<Result<
     Poll::Ready(Ok((data, taken, ended)))
 }
 
-pub(crate) async fn trailers(body: &mut Body) -> Result<Option<HeaderMap>, CallError> {
+pub(crate) async fn read_trailers(body: &mut Body) -> Result<Option<HeaderMap>, CallError> {
     poll_fn(|cx| body.poll_trailers(cx))
         .await
         .map_err(|error| stream_error(&error))

@@ -6,19 +6,19 @@ use crate::worker::Shared;
 use crate::worker::session::Session;
 use std::sync::Arc;
 
-/// A stream that is held; counted while it lives.
-pub(super) struct Held {
+/// A held stream in the metrics; counted until dropped.
+pub(super) struct HeldStream {
     metrics: Arc<Metrics>,
-    /// `None` once its client has returned, or has everything.
+    /// Why the stream ended; `None` if its client returned, or has the whole result.
     abandoned: Option<Abandoned>,
 }
 
-impl Held {
+impl HeldStream {
     pub(super) fn new(metrics: &Arc<Metrics>) -> Self {
         metrics.held_streams.held.add(1);
         Self {
             metrics: Arc::clone(metrics),
-            // Its call was ended: by the end of the session, of the token, or of the proxy.
+            // The task was dropped: the session, the token or the proxy ended.
             abandoned: Some(Abandoned::Ended),
         }
     }
@@ -32,7 +32,7 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for HeldStream {
     fn drop(&mut self) {
         let HeldStreamMetrics { held, abandoned, .. } = &self.metrics.held_streams;
         held.add(-1);
@@ -43,13 +43,13 @@ impl Drop for Held {
 }
 
 /// Memory of unacknowledged messages, in the shares of the session and in the metrics.
-pub(super) struct KeptBytes {
+pub(super) struct RetainedBytes {
     reservation: Reservation,
     metrics: Arc<Metrics>,
     amount: usize,
 }
 
-impl KeptBytes {
+impl RetainedBytes {
     pub(super) fn new(shared: &Shared, session: &Session) -> Self {
         let limits = &shared.config.limits;
         Self {
@@ -77,10 +77,15 @@ impl KeptBytes {
         self.reservation.has_room(more)
     }
 
-    /// Changes the amount; false if it is beyond a limit.
+    /// Whether more than three quarters of a limit are in use.
+    pub(super) fn is_scarce(&self) -> bool {
+        self.reservation.is_scarce()
+    }
+
+    /// Changes the amount; false if a level is beyond its limit, also with a lower amount.
     pub(super) fn set(&mut self, amount: usize) -> bool {
         self.count(amount);
-        self.reservation.set(amount).is_ok()
+        self.reservation.set(amount).is_ok() && self.has_room(0)
     }
 
     fn count(&mut self, amount: usize) {
@@ -90,7 +95,7 @@ impl KeptBytes {
     }
 }
 
-impl Drop for KeptBytes {
+impl Drop for RetainedBytes {
     fn drop(&mut self) {
         self.count(0);
     }

@@ -6,9 +6,10 @@
 //!              └── requests (attach, release) ── calls of any worker
 //! ```
 //!
-//! Sail's own reattach loses rows, so its stream is never left: the task of the `ExecutePlan` owns
-//! it, keeps what the client has not acknowledged, and holds the stream while the client is away.
-//! The call of a returning client receives the rest from that task.
+//! Sail's own reattach loses rows, so the proxy keeps Sail's first stream open: the task of the
+//! `ExecutePlan` owns it, retains the messages that the client has not acknowledged, and holds the
+//! stream while no client is connected. The call of a returning client receives the rest of the
+//! response from that task.
 
 mod accounting;
 mod outlet;

@@ -1,5 +1,5 @@
-//! The call of a client that returned: it receives the rest of the response from the task that owns
-//! the stream, in this worker or another.
+//! The call of a client that returned: receives the rest of the response from the task that owns the
+//! stream, in this worker or another.
 
 use super::outlet::{begin, deliver};
 use crate::activity::sail_operations::StreamEvent;
@@ -12,7 +12,8 @@ use crate::worker::session::OpenCall;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
-/// What ended the owner, such as the end of the session, ends this call too, with its own error.
+/// Time in which the event that ended the owner, such as the end of the session, ends this call with
+/// its own error.
 const OWN_ERROR_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Sends the events to the client until the response ends.

@@ -6,27 +6,36 @@
 //!         └── messages ─────────────────────────┘
 //! ```
 //!
-//! A client that returns names the last message that it has; the position then goes back to the
-//! message after it. Messages are removed when the client acknowledges them, or, sent ones, when
-//! their bytes exceed a limit: a client that needs them again cannot continue then.
+//! The request of a returning client contains the id of the last message that it received; the
+//! position is set to the message after it. Messages are removed when the client acknowledges them.
+//! Sent messages are also removed when their bytes exceed a limit; a client that needs them again
+//! gets an error.
 
 use crate::activity::sail_operations::{NotRetained, Received};
 use crate::grpc::encoding::Encoding;
-use crate::grpc::response_scanner::{ResponseId, ResponseScanner};
+use crate::grpc::response_scanner::{ResponseId, ResponseScanner, ScannedMessage};
 use bytes::{Bytes, BytesMut};
 use std::collections::VecDeque;
 
-/// Smaller pieces are copied: a slice keeps the whole buffer of its connection in memory.
-const MIN_SHARED_BYTES: usize = 4 * 1024;
-/// Small pieces are sent together, up to this size.
+/// Smaller pieces are copied: a slice keeps its whole buffer in memory, which has 32 KiB for frames
+/// that were joined.
+const MIN_SHARED_BYTES: usize = 16 * 1024;
+/// Smaller pieces are sent together.
+const MIN_SENT_BYTES: usize = 4 * 1024;
+/// Maximum size of pieces that are sent together.
 const MAX_JOINED_BYTES: usize = 32 * 1024;
+/// Compressed bytes between two pauses. They decompress to a thousand times as many at most, which
+/// takes a few milliseconds.
+const MAX_COMPRESSED_BYTES: usize = 4 * 1024;
 /// Memory of a piece and of a message beyond their bytes.
 const PIECE_OVERHEAD: usize = 64;
 const MESSAGE_OVERHEAD: usize = 128;
 
-/// The response of a query, as far as its client may need it.
+/// The part of a response that its client has not acknowledged.
 pub(crate) struct Unacknowledged {
     scanner: ResponseScanner,
+    /// Compressed bytes since the last pause.
+    unpaused: usize,
     messages: VecDeque<Message>,
     sent: Position,
     bytes: usize,
@@ -60,6 +69,7 @@ impl Unacknowledged {
     pub(crate) fn new(encoding: Encoding) -> Self {
         Self {
             scanner: ResponseScanner::new(encoding),
+            unpaused: 0,
             messages: VecDeque::new(),
             sent: Position::default(),
             bytes: 0,
@@ -68,9 +78,9 @@ impl Unacknowledged {
         }
     }
 
-    /// Memory of the messages.
+    /// Memory of the messages and their scanner.
     pub(crate) fn bytes(&self) -> usize {
-        self.bytes
+        self.bytes + self.scanner.memory()
     }
 
     /// Whether the last message was `result_complete`.
@@ -78,16 +88,17 @@ impl Unacknowledged {
         self.is_complete
     }
 
-    /// Whether a client that has everything that was sent can continue.
+    /// Whether a client that received all sent bytes can continue.
     pub(crate) fn is_resumable(&self) -> bool {
         let next = self.messages.get(self.sent.message);
         next.is_none_or(|message| !message.is_cut)
     }
 
-    /// Takes the next bytes of the response.
-    pub(crate) fn push(&mut self, mut data: Bytes) {
+    /// Takes the next bytes of the response. Pauses between slices of compressed bytes, so that other
+    /// calls of the worker are not delayed.
+    pub(crate) async fn push(&mut self, mut data: Bytes) {
         while !data.is_empty() {
-            let (count, ended) = self.scanner.scan(&data);
+            let (count, ended) = self.scan(&data).await;
             let piece = data.split_to(count);
             if self.messages.back().is_none_or(|last| last.has_ended) {
                 self.messages.push_back(Message::default());
@@ -105,13 +116,34 @@ impl Unacknowledged {
         }
     }
 
+    /// Scans bytes up to the end of the present message.
+    async fn scan(&mut self, data: &[u8]) -> (usize, Option<ScannedMessage>) {
+        if !self.scanner.decompresses() {
+            return self.scanner.scan(data);
+        }
+        let mut scanned = 0;
+        loop {
+            let slice = (data.len() - scanned).min(MAX_COMPRESSED_BYTES - self.unpaused);
+            let (count, ended) = self.scanner.scan(&data[scanned..scanned + slice]);
+            scanned += count;
+            self.unpaused += count;
+            if self.unpaused >= MAX_COMPRESSED_BYTES {
+                self.unpaused = 0;
+                tokio::task::yield_now().await;
+            }
+            if ended.is_some() || scanned == data.len() {
+                return (scanned, ended);
+            }
+        }
+    }
+
     /// The next bytes to be sent; empty if everything was sent.
     pub(crate) fn unsent(&self) -> Bytes {
         let mut pieces = self.unsent_pieces();
         let Some(first) = pieces.next() else {
             return Bytes::new();
         };
-        if first.len() >= MIN_SHARED_BYTES {
+        if first.len() >= MIN_SENT_BYTES {
             return first;
         }
         let Some(second) = pieces.next() else { return first };
@@ -167,7 +199,7 @@ impl Unacknowledged {
         }
     }
 
-    /// Removes the messages up to this one, as far as they were sent.
+    /// Removes the sent messages up to this one.
     pub(crate) fn release_until(&mut self, id: ResponseId) {
         let mut sent = self.messages.range(..self.sent.message);
         if let Some(index) = sent.position(|message| message.id == Some(id)) {
@@ -205,7 +237,7 @@ impl Unacknowledged {
         }
     }
 
-    /// Goes back to the first message that the client does not have.
+    /// Sets the position to the first message that the client did not receive.
     pub(crate) fn rewind(&mut self, received: Received) -> Result<(), NotRetained> {
         let start = match received {
             Received::Nothing if self.removed.is_none() => 0,
@@ -249,9 +281,12 @@ fn cost(piece: &Bytes) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::grpc::encoding::testing::framed;
     use proptest::prelude::*;
     use session_proto::spark::ExecutePlanResponse;
     use session_proto::spark::execute_plan_response::{ArrowBatch, ResponseType, ResultComplete};
+    use std::pin::pin;
+    use std::task::{Context, Waker};
 
     fn id(number: usize) -> String {
         format!("{number:08x}-89ab-cdef-0123-456789abcdef")
@@ -280,6 +315,13 @@ mod tests {
         )
     }
 
+    /// Takes bytes; returns the number of pauses.
+    fn push(stream: &mut Unacknowledged, data: Bytes) -> usize {
+        let mut push = pin!(stream.push(data));
+        let mut context = Context::from_waker(Waker::noop());
+        std::iter::from_fn(|| push.as_mut().poll(&mut context).is_pending().then_some(())).count()
+    }
+
     /// Sends up to `max` bytes.
     fn send(stream: &mut Unacknowledged, max: usize) -> Vec<u8> {
         let mut out = Vec::new();
@@ -301,7 +343,7 @@ mod tests {
         let messages: Vec<_> = sizes.iter().enumerate().map(|(n, size)| rows(n, *size)).collect();
         let mut stream = Unacknowledged::new(Encoding::Identity);
         for chunk in messages.concat().chunks(frame) {
-            stream.push(Bytes::copy_from_slice(chunk));
+            push(&mut stream, Bytes::copy_from_slice(chunk));
         }
         (stream, messages)
     }
@@ -358,12 +400,12 @@ mod tests {
         // Still being received.
         let whole = rows(0, 50_000);
         let mut held = Unacknowledged::new(Encoding::Identity);
-        held.push(whole.slice(..30_000));
+        push(&mut held, whole.slice(..30_000));
         assert!(held.is_resumable());
         send_all(&mut held);
         assert!(held.remove_oldest_sent() && !held.remove_oldest_sent());
         assert!(!held.is_resumable() && held.bytes() == MESSAGE_OVERHEAD);
-        held.push(whole.slice(30_000..));
+        push(&mut held, whole.slice(30_000..));
         assert!(!held.is_resumable());
         assert_eq!(held.rewind(Received::Nothing), Err(NotRetained));
         assert_eq!(send_all(&mut held), whole[30_000..]);
@@ -379,6 +421,19 @@ mod tests {
         assert_eq!(send_all(&mut held), messages.concat()[messages[0].len() + 100..]);
     }
 
+    /// Frames of a small result are joined in a buffer of 32 KiB.
+    #[test]
+    fn a_small_result_does_not_keep_the_buffer_of_its_frames() {
+        for (size, is_kept) in [(10_000, false), (20_000, true)] {
+            let mut buffer = BytesMut::with_capacity(MAX_JOINED_BYTES);
+            buffer.extend_from_slice(&rows(0, size));
+            let frame = buffer.freeze();
+            let mut held = Unacknowledged::new(Encoding::Identity);
+            push(&mut held, frame.clone());
+            assert_eq!(!frame.is_unique(), is_kept, "{size}");
+        }
+    }
+
     #[test]
     fn small_messages_are_sent_together() {
         let (held, messages) = stream(&[10; 100], usize::MAX);
@@ -386,6 +441,35 @@ mod tests {
         let (held, _) = stream(&[3000; 100], usize::MAX);
         let len = held.unsent().len();
         assert!((MAX_JOINED_BYTES / 2..=MAX_JOINED_BYTES).contains(&len), "{len}");
+    }
+
+    #[test]
+    fn compressed_bytes_are_read_in_slices_and_the_decoder_is_counted() {
+        let rows = rows(0, 16 << 20);
+        let whole = Bytes::from(framed(Encoding::Gzip, &rows[5..]));
+        assert!(whole.len() > 3 * MAX_COMPRESSED_BYTES, "{}", whole.len());
+        let mut held = Unacknowledged::new(Encoding::Gzip);
+        let half = whole.len() / 2;
+        let pauses = push(&mut held, whole.slice(..half));
+        assert_eq!(pauses, half / MAX_COMPRESSED_BYTES);
+        assert!(held.bytes() > half + 64 * 1024, "{}", held.bytes());
+        let pauses = push(&mut held, whole.slice(half..));
+        assert_eq!(
+            pauses,
+            whole.len() / MAX_COMPRESSED_BYTES - half / MAX_COMPRESSED_BYTES
+        );
+        assert!(held.bytes() < whole.len() + 64 * 1024, "{}", held.bytes());
+        // One piece for each frame that was received.
+        assert_eq!(held.messages[0].pieces.len(), 2);
+        send_all(&mut held);
+        assert_eq!(held.rewind(Received::UpTo(response_id(0))), Ok(()));
+
+        // Many short messages.
+        let short = Bytes::from(framed(Encoding::Gzip, &[]).repeat(1000));
+        let pauses = push(&mut Unacknowledged::new(Encoding::Gzip), short.clone());
+        assert_eq!(pauses, short.len() / MAX_COMPRESSED_BYTES);
+        let (mut plain, messages) = stream(&[100_000], 50_000);
+        assert_eq!(push(&mut plain, messages.concat().into()), 0);
     }
 
     #[test]
@@ -398,14 +482,14 @@ mod tests {
             (None, false),
             (complete(), true),
         ] {
-            held.push(message(1, of));
+            push(&mut held, message(1, of));
             assert_eq!(held.is_complete(), expected);
         }
     }
 
     proptest! {
-        /// A client that is cut anywhere, acknowledges what it likes of what it has, and returns,
-        /// receives every message once and in order, whatever the frames and limits are.
+        /// A client that is cut at any byte, acknowledges any received message and returns receives
+        /// every message once and in order, for any frame sizes and limits.
         #[test]
         fn cuts_lose_and_repeat_nothing(
             sizes in prop::collection::vec(0_usize..20_000, 1..12),
@@ -425,7 +509,9 @@ mod tests {
                 while received.len() < until {
                     if !held.has_unsent() {
                         match frames.next() {
-                            Some(bytes) => held.push(Bytes::copy_from_slice(bytes)),
+                            Some(bytes) => {
+                                push(&mut held, Bytes::copy_from_slice(bytes));
+                            }
                             None => break,
                         }
                     }
@@ -439,7 +525,7 @@ mod tests {
                     held.release_until(response_id(whole - 1));
                 }
                 if evicts {
-                    // Of what the client has whole.
+                    // Only messages that the client received completely.
                     while held.removed.is_none_or(|id| id != whole.checked_sub(1).map(response_id))
                         && whole > 0
                         && held.sent.message > 0

@@ -1,15 +1,15 @@
-//! The task that owns the stream of a query on Sail: it reads the stream, keeps what the client has
-//! not acknowledged, and sends it to whoever receives the response.
+//! The task that owns the stream of a query on Sail: reads the stream, retains unacknowledged
+//! messages, and sends them to the outlet.
 //!
 //! While a client is attached, the stream is read as fast as the client reads, and sent bytes beyond
-//! the limits are dropped. While the stream is held, nothing is dropped: it is read until a limit is
-//! reached. When the engine has ended, a separate task keeps the rest ([`Owner::keep`]), so that the
-//! call and its resources at the engine end.
+//! the limits are removed. While the stream is held, nothing is removed: the stream is read until a
+//! limit is reached. When the engine has ended, a separate task retains the rest
+//! ([`Owner::retain_result`]), so that the call and its resources at the engine end.
 
 mod steps;
 mod turn;
 
-use super::accounting::{Held, KeptBytes};
+use super::accounting::{HeldStream, RetainedBytes};
 use super::outlet::Outlet;
 use super::unacknowledged::Unacknowledged;
 use crate::activity::BusyGuard;
@@ -24,6 +24,8 @@ use crate::grpc::reply::ClientStream;
 use crate::grpc::request_body::RequestBody;
 use crate::metrics::{Metrics, Outcome};
 use crate::resource_limits::Reservation;
+use crate::routes::RouteState;
+use crate::routes::cache::ResolveError;
 use crate::upstream::Body;
 use crate::worker::Shared;
 use crate::worker::session::Session;
@@ -31,6 +33,7 @@ use crate::worker::tokens::Caller;
 use bytes::Bytes;
 use h2::client::ResponseFuture;
 use http::HeaderMap;
+use session_core::Reason;
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -53,9 +56,9 @@ pub(crate) async fn own(
         let turn = owner.next_turn().await;
         match owner.handle(turn).await {
             Next::Continue => {}
-            Next::Keep(outcome) => {
+            Next::Retain(outcome) => {
                 let busy = exchange.open.take_busy();
-                tokio::task::spawn_local(owner.keep(busy));
+                tokio::task::spawn_local(owner.retain_result(busy));
                 return Ok(outcome);
             }
             Next::End(result) => return result,
@@ -77,17 +80,19 @@ struct Owner<'a> {
     headers_sent: bool,
     /// The beginning of the unsent bytes, or nothing.
     next: Bytes,
-    /// The stream is held, or a result is kept, until then.
+    /// End of the time for which a held stream or a retained result waits for its client.
     until: Option<Instant>,
-    held: Option<Held>,
-    /// The client needs nothing more.
+    held: Option<HeldStream>,
+    /// The client released the whole result.
     is_released: bool,
-    /// Another stream of the operation took the place of this one.
+    /// A newer stream of the operation replaced this one in the table.
     is_replaced: bool,
-    kept: KeptBytes,
-    /// Counts what is not read, while the client or a limit stops the stream.
+    retained: RetainedBytes,
+    /// Counts unread bytes while the client or a limit stops the stream.
     unread: Option<Reservation>,
     interval: Duration,
+    /// Running check whether a retained result must end.
+    check: Option<Pending<'static, bool>>,
     /// Keeps the session busy while its client has not received the end.
     busy: Option<BusyGuard>,
     context: Context,
@@ -100,26 +105,28 @@ struct Engine<'a> {
     /// The response headers, until they arrive.
     headers: Option<Pending<'a, Result<(http::response::Parts, Body), CallError>>>,
     body: Option<Body>,
-    /// Bytes read whose window was not given back.
+    /// Bytes read whose flow-control window was not released.
     unreleased: usize,
     keep_alive: Option<Pending<'a, Infallible>>,
 }
 
 type Pending<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
 
-/// What an owner needs beyond its call.
+/// State of an owner that outlives its call.
 struct Context {
     shared: Arc<Shared>,
     session: Rc<Session>,
     caller: Rc<Caller>,
     tracker: TaskTracker,
+    /// Generation of the compute.
+    generation: u64,
 }
 
-/// How the owner goes on.
+/// The next step of the owner.
 enum Next {
     Continue,
-    /// The engine has ended; the rest is kept for the client.
-    Keep(Outcome),
+    /// The engine has ended: retain the rest for the client.
+    Retain(Outcome),
     End(Result<Outcome, CallError>),
 }
 
@@ -158,15 +165,17 @@ impl<'a> Owner<'a> {
             held: None,
             is_released: false,
             is_replaced: false,
-            kept: KeptBytes::new(&worker.shared, open.session()),
+            retained: RetainedBytes::new(&worker.shared, open.session()),
             unread: None,
             interval: MIN_UNREAD_INTERVAL,
+            check: None,
             busy: None,
             context: Context {
                 shared: Arc::clone(&worker.shared),
                 session: Rc::clone(open.session()),
                 caller: Rc::clone(open.caller()),
                 tracker: worker.resumed.clone(),
+                generation: exchange.backend.generation,
             },
         }
     }
@@ -181,11 +190,11 @@ impl<'a> Owner<'a> {
 }
 
 impl Owner<'_> {
-    /// Keeps the rest of a response whose engine has ended, until its client has it.
-    fn keep(self, busy: Option<BusyGuard>) -> impl Future<Output = ()> + 'static {
+    /// Retains the rest of a response whose engine has ended, until its client has received it.
+    fn retain_result(self, busy: Option<BusyGuard>) -> impl Future<Output = ()> + 'static {
         let mut owner = Owner::<'static> {
             engine: None,
-            outlet: Outlet::Held,
+            outlet: Outlet::Detached,
             busy: busy.filter(|_| !self.is_delivered),
             registered: self.registered,
             headers: self.headers,
@@ -198,9 +207,10 @@ impl Owner<'_> {
             held: self.held,
             is_released: self.is_released,
             is_replaced: self.is_replaced,
-            kept: self.kept,
+            retained: self.retained,
             unread: None,
             interval: self.interval,
+            check: None,
             context: self.context,
         };
         async move {
@@ -214,7 +224,7 @@ impl Owner<'_> {
 }
 
 impl Engine<'_> {
-    /// Gives back the window of what was read.
+    /// Releases the flow-control window of the bytes that were read.
     fn release_window(&mut self) {
         let unreleased = std::mem::take(&mut self.unreleased);
         if let Some(body) = &mut self.body {
@@ -225,9 +235,33 @@ impl Engine<'_> {
 }
 
 impl Context {
-    /// Whether the session has ended, or no longer admits the token.
-    fn is_over(&self) -> bool {
-        let refused = self.session.known_error(&self.shared.routes, &self.caller.claims);
-        refused.is_some()
+    /// Whether the session has ended, no longer admits the token, or has newer compute. Requests the
+    /// route if it may have changed: workers recheck sessions with open calls only.
+    fn is_over(&self) -> impl Future<Output = bool> + use<> {
+        let (shared, session) = (Arc::clone(&self.shared), Rc::clone(&self.session));
+        let (caller, generation) = (Rc::clone(&self.caller), self.generation);
+        async move {
+            let routes = &shared.routes;
+            if session.known_error(routes, &caller.claims).is_some() {
+                return true;
+            }
+            let fresh = match session.fresh_route(routes) {
+                Some(fresh) => Some(fresh),
+                None => match routes.resolve(session.recheck_request(&caller.token)).await {
+                    Ok((route, stamp)) => session.store_route(route, stamp),
+                    // As for running calls: an expired token does not end them, but cannot request
+                    // routes.
+                    Err(ResolveError::Refused(refused)) if refused.reason == Reason::TokenExpired => None,
+                    Err(ResolveError::Refused(_)) => return true,
+                    Err(ResolveError::Unreachable | ResolveError::TimedOut) => None,
+                },
+            };
+            fresh.is_some_and(|cached| {
+                let route = &cached.route;
+                matches!(route.state, RouteState::Gone(_))
+                    || route.generation != generation
+                    || route.admits(&caller.claims).is_err()
+            })
+        }
     }
 }

@@ -5,26 +5,27 @@ use super::{Next, Owner};
 use crate::activity::sail_operations::{NotRetained, Received, StreamEnd, StreamEvent, StreamRequest};
 use crate::call::engine_errors;
 use crate::call::forward::client_window::{
-    MAX_UNREAD_INTERVAL, MIN_UNREAD_INTERVAL, Unread, too_much_unread,
+    MIN_UNREAD_INTERVAL, Unread, next_unread_interval, too_much_unread,
 };
-use crate::call::forward::response_body::{Joined, trailers};
+use crate::call::forward::response_body::{Joined, read_trailers};
 use crate::call::forward::{ended, outcome};
-use crate::call::resumable::accounting::Held;
+use crate::call::resumable::accounting::HeldStream;
 use crate::call::resumable::outlet::Outlet;
 use crate::call::resumable::unacknowledged::Unacknowledged;
 use crate::call_error::{CallError, backend_unavailable};
 use crate::grpc::encoding::Encoding;
-use crate::grpc::reply::ClientGone;
+use crate::grpc::reply::{ClientGone, fit};
 use crate::metrics::{Abandoned, Direction, Outcome};
 use crate::upstream::Body;
 use bytes::Bytes;
+use session_proto::trailers::list_size;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-/// Memory of a stream without a client beyond its bytes.
+/// Memory of a detached stream beyond its bytes.
 const STREAM_OVERHEAD: usize = 16 * 1024;
-/// Time for which a result is kept after all of it was sent: its end may be lost with a connection.
+/// Maximum time for which a delivered result is retained: its end may be lost with a connection.
 const MAX_DELIVERED_TIMEOUT: Duration = Duration::from_secs(60);
 
 impl Owner<'_> {
@@ -57,11 +58,19 @@ impl Owner<'_> {
             Turn::Read(Ok(joined)) => self.read(joined).await,
             Turn::Headers(Err(error)) | Turn::Read(Err(error)) => self.fail(error),
             Turn::Draining => self.abandon(Abandoned::Draining),
+            Turn::Checked(is_over) => {
+                self.check = None;
+                if is_over && !self.outlet.is_attached() {
+                    self.abandon(Abandoned::Ended)
+                } else {
+                    Next::Continue
+                }
+            }
             Turn::Tick => self.tick(),
         };
         match next {
             Next::Continue if self.engine.is_some() && self.end.is_some() && !self.outlet.is_attached() => {
-                Next::Keep(Outcome::ClientGone)
+                Next::Retain(Outcome::ClientGone)
             }
             next => next,
         }
@@ -80,6 +89,7 @@ impl Owner<'_> {
                 return self.fail(error);
             }
             engine_errors::explain_replacement(&mut headers, exchange.route);
+            fit(&mut headers);
             let outcome = outcome(&headers).unwrap_or(Outcome::BackendError);
             self.end = Some(StreamEnd::HeadersOnly(headers, outcome));
             return Next::Continue;
@@ -106,17 +116,17 @@ impl Owner<'_> {
 
     /// Takes bytes of the response.
     async fn read(&mut self, (data, taken, is_last): Joined) -> Next {
-        self.messages.push(data);
+        self.messages.push(data).await;
         let Some(engine) = &mut self.engine else {
             return Next::Continue;
         };
         engine.unreleased += taken;
         if is_last && let Some(mut body) = engine.body.take() {
             let exchange = engine.exchange;
-            let trailers = trailers(&mut body).await;
+            let trailers = read_trailers(&mut body).await;
             match trailers.and_then(|trailers| ended(exchange, trailers)) {
                 Ok((_, Outcome::Ok)) if !self.messages.is_complete() => {
-                    // Otherwise the client would take the result for complete.
+                    // With OK the client would regard the result as complete.
                     self.registered.interrupted();
                     return self.fail(CallError::Engine(Box::new(engine_errors::operation_canceled())));
                 }
@@ -125,6 +135,7 @@ impl Owner<'_> {
             }
         } else if !self.outlet.is_attached() {
             engine.release_window();
+            self.unread = None;
         }
         if self.outlet.is_attached() {
             return Next::Continue;
@@ -132,7 +143,7 @@ impl Owner<'_> {
         self.trim()
     }
 
-    /// The engine's stream failed.
+    /// Handles the failure of the engine's stream.
     fn fail(&mut self, error: CallError) -> Next {
         if let Some(engine) = &mut self.engine {
             (engine.headers, engine.body) = (None, None);
@@ -144,14 +155,14 @@ impl Owner<'_> {
                 self.registered.not_processed();
                 return match &self.outlet {
                     Outlet::Local(client) => {
-                        // It is sent again.
+                        // The request is sent again.
                         client.outlive_client(false);
                         Next::End(Err(CallError::NotProcessed))
                     }
                     Outlet::Remote(..) => {
                         Next::End(self.outlet.end(StreamEnd::Refused(backend_unavailable())))
                     }
-                    Outlet::Held => self.abandon(Abandoned::Ended),
+                    Outlet::Detached => self.abandon(Abandoned::Ended),
                 };
             }
             CallError::Deadline | CallError::ClientGone => return Next::End(Err(error)),
@@ -193,20 +204,20 @@ impl Owner<'_> {
         if let Err(CallError::ClientGone) = result {
             return self.hold();
         }
-        let timeout = self.limits().held_stream_timeout.min(MAX_DELIVERED_TIMEOUT);
         self.is_delivered = true;
-        self.outlet = Outlet::Held;
+        let timeout = self.detached_timeout();
+        self.outlet = Outlet::Detached;
         self.until = Some(Instant::now() + timeout);
         self.busy = None;
         match result {
             Ok(_) if self.is_released || self.is_replaced || timeout.is_zero() => Next::End(result),
-            Ok(outcome) if self.engine.is_some() => Next::Keep(outcome),
+            Ok(outcome) if self.engine.is_some() => Next::Retain(outcome),
             Ok(_) => Next::Continue,
             Err(_) => Next::End(result),
         }
     }
 
-    /// A client returns.
+    /// Attaches the call of a returning client.
     fn attach(
         &mut self,
         received: Received,
@@ -216,7 +227,7 @@ impl Owner<'_> {
             return Next::Continue;
         }
         if let Err(NotRetained) = self.messages.rewind(received) {
-            // The call ended meanwhile.
+            // Fails only if the call has ended.
             let _ = reply.send(Err(NotRetained));
             return Next::Continue;
         }
@@ -229,27 +240,27 @@ impl Owner<'_> {
             held.not_abandoned();
         }
         self.metrics().held_streams.resumed.inc();
-        // If the call ended meanwhile, its end of the channel is closed.
+        // Fails only if the call has ended; then the outlet is closed.
         let _ = reply.send(Ok(events));
         self.forget_request();
         self.send_headers()
     }
 
-    /// The client is gone: holds the stream, if possible.
+    /// Holds the stream after its client disconnected, if the limits allow it.
     fn hold(&mut self) -> Next {
         if let Outlet::Local(client) = &self.outlet {
             client.abandon();
         }
         self.forget_request();
-        self.outlet = Outlet::Held;
+        self.outlet = Outlet::Detached;
         self.unread = None;
         self.interval = MIN_UNREAD_INTERVAL;
-        let timeout = self.limits().held_stream_timeout;
+        let timeout = self.detached_timeout();
         if timeout.is_zero() {
             return Next::End(Err(CallError::ClientGone));
         }
         self.until = Some(Instant::now() + timeout);
-        self.held = Some(Held::new(self.metrics()));
+        self.held = Some(HeldStream::new(self.metrics()));
         let shared = &self.context.shared;
         if self.is_released {
             self.abandon(Abandoned::Released)
@@ -259,7 +270,7 @@ impl Owner<'_> {
             self.abandon(Abandoned::Draining)
         } else if shared.is_overloaded()
             || !self.messages.is_resumable()
-            || !self.kept.set(self.messages.bytes() + STREAM_OVERHEAD)
+            || !self.retained.set(self.retained_bytes())
         {
             self.abandon(Abandoned::LimitExceeded)
         } else {
@@ -267,14 +278,18 @@ impl Owner<'_> {
         }
     }
 
-    /// The request is not sent again: its client would not notice.
+    fn detached_timeout(&self) -> Duration {
+        detached_timeout(self.limits().held_stream_timeout, self.is_delivered)
+    }
+
+    /// Frees the request, which cannot be sent again once its client is gone.
     fn forget_request(&mut self) {
         if let Some(engine) = &mut self.engine {
             engine.request.forget();
         }
     }
 
-    /// Ends a stream that nobody receives.
+    /// Ends a stream without a client.
     fn abandon(&mut self, why: Abandoned) -> Next {
         if let Some(held) = self.held.take() {
             if why == Abandoned::Released && self.messages.is_complete() {
@@ -287,18 +302,44 @@ impl Owner<'_> {
         Next::End(Err(CallError::ClientGone))
     }
 
-    /// Counts what is kept. Drops sent bytes beyond the limits, unless the stream is held.
-    pub(super) fn trim(&mut self) -> Next {
-        if !self.outlet.is_attached() {
-            let fits = self.kept.set(self.messages.bytes() + STREAM_OVERHEAD);
-            // A result that its client probably has goes first.
-            let yields = self.is_delivered && (!fits || self.context.shared.is_overloaded());
-            return if yields {
-                self.abandon(Abandoned::LimitExceeded)
-            } else {
-                Next::Continue
-            };
+    /// Memory of the retained response. Headers are counted once the engine or the client is gone.
+    fn retained_bytes(&self) -> usize {
+        let bytes = self.messages.bytes();
+        if self.engine.is_some() && self.outlet.is_attached() {
+            return bytes;
         }
+        let headers = self.headers.as_ref().map_or(0, list_size);
+        let end = match &self.end {
+            Some(StreamEnd::Trailers(list, _) | StreamEnd::HeadersOnly(list, _)) => list_size(list),
+            // Error texts are short.
+            Some(StreamEnd::Refused(_) | StreamEnd::Engine(_)) | None => 0,
+        };
+        bytes + headers + end + STREAM_OVERHEAD
+    }
+
+    /// Counts the retained bytes, and removes bytes that were sent if the limits require it.
+    pub(super) fn trim(&mut self) -> Next {
+        if self.outlet.is_attached() {
+            self.drop_sent();
+            Next::Continue
+        } else {
+            self.count_retained()
+        }
+    }
+
+    /// Counts the retained bytes of a detached stream. Ends a delivered result when a limit is near.
+    fn count_retained(&mut self) -> Next {
+        let fits = self.retained.set(self.retained_bytes());
+        let is_short = !fits || self.retained.is_scarce() || self.context.shared.is_overloaded();
+        if self.is_delivered && is_short {
+            self.abandon(Abandoned::LimitExceeded)
+        } else {
+            Next::Continue
+        }
+    }
+
+    /// Removes sent bytes beyond the limits; of a retained result, when a limit is near.
+    fn drop_sent(&mut self) {
         let limits = self.limits();
         let max = if limits.held_stream_timeout.is_zero()
             || self.is_released
@@ -310,33 +351,45 @@ impl Owner<'_> {
             limits.unacknowledged_bytes_per_stream
         };
         loop {
-            let bytes = self.messages.bytes();
-            let fits = self.kept.set(bytes) && bytes <= max;
+            let bytes = self.retained_bytes();
+            let fits = self.retained.set(bytes)
+                && bytes <= max
+                && (self.engine.is_some() || !self.retained.is_scarce());
             if fits || !self.messages.remove_oldest_sent() {
-                return Next::Continue;
+                return;
             }
         }
     }
 
-    /// Checks the time limits, and counts what is not read.
+    /// Checks the time limits, and counts retained and unread bytes.
     fn tick(&mut self) -> Next {
         let now = Instant::now();
         if self.until.is_some_and(|until| now >= until) {
             return self.abandon(Abandoned::Timeout);
         }
-        if self.engine.is_none() && self.context.is_over() {
-            return self.abandon(Abandoned::Ended);
+        // The call of a client is checked by its session.
+        if self.engine.is_none() && !self.outlet.is_attached() && self.check.is_none() {
+            self.check = Some(Box::pin(self.context.is_over()));
         }
-        if !self.is_stalled() {
-            return Next::Continue;
+        match self.trim() {
+            Next::Continue => {}
+            end => return end,
         }
-        self.interval = (2 * self.interval).min(MAX_UNREAD_INTERVAL);
+        if self.is_stalled() {
+            self.count_unread()
+        } else {
+            Next::Continue
+        }
+    }
+
+    fn count_unread(&mut self) -> Next {
+        self.interval = next_unread_interval(self.interval);
         let buffered = self.engine.as_mut().and_then(|engine| engine.body.as_mut());
         let buffered = buffered.map_or(0, |body| body.flow_control().used_capacity());
         let amount = match &self.outlet {
             Outlet::Local(_) => buffered.max(self.next.len()),
-            // Its call counts what it has.
-            Outlet::Remote(..) | Outlet::Held => buffered,
+            // The call of the client counts its own bytes.
+            Outlet::Remote(..) | Outlet::Detached => buffered,
         };
         let limits = &self.context.shared.config.limits;
         let usage = &self.context.session.usage;
@@ -346,7 +399,29 @@ impl Owner<'_> {
         match unread.set(amount) {
             Ok(()) => Next::Continue,
             Err(_) if !self.outlet.is_attached() => self.abandon(Abandoned::LimitExceeded),
-            Err(exceeded) => Next::End(Err(too_much_unread(exceeded).into())),
+            Err(exceeded) => Next::End(self.outlet.end(StreamEnd::Refused(too_much_unread(exceeded)))),
         }
+    }
+}
+
+/// Time for which a detached stream waits for its client.
+fn detached_timeout(held_stream_timeout: Duration, is_delivered: bool) -> Duration {
+    if is_delivered {
+        held_stream_timeout.min(MAX_DELIVERED_TIMEOUT)
+    } else {
+        held_stream_timeout
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_delivered_result_waits_for_a_minute_at_most() {
+        let [short, long] = [30, 300].map(Duration::from_secs);
+        assert_eq!(detached_timeout(long, false), long);
+        assert_eq!(detached_timeout(long, true), MAX_DELIVERED_TIMEOUT);
+        assert_eq!(detached_timeout(short, true), short);
     }
 }

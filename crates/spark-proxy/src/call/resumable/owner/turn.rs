@@ -1,4 +1,4 @@
-//! Waits for what the owner of a stream does next.
+//! Waits for the next event of the owner of a stream.
 
 use super::Owner;
 use crate::activity::sail_operations::StreamRequest;
@@ -12,29 +12,31 @@ use std::task::Poll;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Interval at which a kept result is checked for the end of its session or token.
+/// Interval of the checks whether a retained result must end with its session, token or compute.
 const CHECK_INTERVAL: Duration = Duration::from_secs(4);
 
-/// What happens next.
+/// An event for the owner.
 pub(super) enum Turn {
     Request(Option<StreamRequest>),
     Gone,
-    /// There is room for so many bytes, or for the end.
+    /// The outlet has capacity for this many bytes, or for the end.
     Room(Result<usize, ClientGone>),
     Headers(Result<(http::response::Parts, Body), CallError>),
     Read(Result<Joined, CallError>),
     Draining,
+    /// Result of a check: whether a retained result must end.
+    Checked(bool),
     Tick,
 }
 
 impl Owner<'_> {
-    /// Waits for what happens next.
+    /// Waits for the next event.
     pub(super) async fn next_turn(&mut self) -> Turn {
         let (until, interval) = (self.until, self.interval);
         let is_stalled = self.is_stalled();
-        let is_kept = self.engine.is_none();
+        let is_retained = self.engine.is_none();
         let mut turn = pin!(self.turn());
-        // Mostly there is something to do, so that no timer is needed.
+        // Usually an event is ready, so that no timer is needed.
         let now = poll_fn(|cx| match turn.as_mut().poll(cx) {
             Poll::Ready(turn) => Poll::Ready(Some(turn)),
             Poll::Pending => Poll::Ready(None),
@@ -44,7 +46,7 @@ impl Owner<'_> {
         }
         let now = Instant::now();
         let stalled = is_stalled.then(|| now + interval);
-        let check = is_kept.then(|| now + CHECK_INTERVAL);
+        let check = is_retained.then(|| now + CHECK_INTERVAL);
         match [until, stalled, check].into_iter().flatten().min() {
             Some(at) => tokio::time::timeout_at(at, turn).await.unwrap_or(Turn::Tick),
             None => turn.await,
@@ -74,12 +76,13 @@ impl Owner<'_> {
             room = outlet.capacity(to_send.unwrap_or_default()), if to_send.is_some() => Turn::Room(room),
             headers = optional(headers) => Turn::Headers(headers),
             read = read(body) => Turn::Read(read),
+            is_over = optional(self.check.as_mut()) => Turn::Checked(is_over),
             () = self.context.shared.stopping.cancelled(), if !is_attached => Turn::Draining,
             never = optional(keep_alive) => match never {},
         }
     }
 
-    /// Number of bytes that can be sent; zero if only the end is left.
+    /// Number of bytes to be sent; zero if only the end is left.
     pub(super) fn to_send(&self) -> Option<usize> {
         if !self.outlet.is_attached() {
             None
@@ -94,14 +97,14 @@ impl Owner<'_> {
         !self.next.is_empty() || self.messages.has_unsent()
     }
 
-    /// Whether more may be read: all was sent, or a held stream is within its limits.
+    /// Whether the stream may be read: all bytes were sent, or a held stream is within its limits.
     pub(super) fn may_read(&self) -> bool {
         if self.outlet.is_attached() {
             return !self.has_unsent();
         }
         let frame = self.context.shared.config.backend.frame_bytes as usize;
         self.messages.bytes() + frame <= self.limits().unacknowledged_bytes_per_stream
-            && self.kept.has_room(frame)
+            && self.retained.has_room(frame)
             && !self.context.shared.is_overloaded()
     }
 

@@ -1,0 +1,87 @@
+//! Results on Sail that are retained after the engine has ended: who receives them, and when they end.
+
+use crate::common::{Rig, within};
+use crate::held_streams::{
+    BYTES, error_class, execute, execute_of, on_sail, read, reattach, results, sail, until_held,
+};
+use session_proto::internal::Route;
+use test_support::fake_spark::{OPERATION, Shape};
+use tonic::Code;
+
+/// Runs a query to its end; its result stays for a client whose connection was lost.
+async fn delivered(rig: &Rig, token: &str) {
+    let (rpc, body) = execute_of(token, OPERATION, Shape::Results(3, 10_000));
+    assert_eq!(rig.call(rpc.body(body)).await.code(), Code::Ok);
+    within(
+        "it is retained",
+        rig.until_metric(BYTES, |bytes| bytes > 30_000.0),
+    )
+    .await;
+}
+
+/// Without an open call of the session, nothing else checks its route.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_retained_result_ends_with_its_token_and_its_compute() {
+    for change in [
+        (|route| Route {
+            token_epoch: 2,
+            ..route
+        }) as fn(Route) -> Route,
+        |route| Route {
+            org_disabled: true,
+            ..route
+        },
+        |route| Route {
+            generation: 2,
+            ..route
+        },
+    ] {
+        let rig = sail(|_| {}).await;
+        delivered(&rig, &rig.token()).await;
+        rig.routes.announce(change(Route {
+            version: 2,
+            ..on_sail(rig.route())
+        }));
+        within("it is freed", rig.until_metric(BYTES, |bytes| bytes == 0.0)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_retained_result_outlives_a_change_of_its_route() {
+    let rig = sail(|_| {}).await;
+    let token = rig.token();
+    delivered(&rig, &token).await;
+    rig.routes.announce(Route {
+        version: 2,
+        ..on_sail(rig.route())
+    });
+    // Longer than the interval of checks.
+    tokio::time::sleep(std::time::Duration::from_secs(6)).await;
+    let reply = rig.call(reattach(&token, None)).await;
+    assert!(reply.body == results(0, 3, 10_000), "{reply:?}");
+}
+
+/// The operation id is the client's choice, so another subject may choose the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_subject_does_not_displace_a_stream() {
+    const SIZE: usize = 10_000;
+    let rig = sail(|_| {}).await;
+    let token = rig.token();
+    let client = rig.client().await;
+    let mut body = execute(&client, &token, Shape::Results(50, SIZE)).await;
+    read(&mut body, 1).await;
+    drop(body);
+    until_held(&rig, 1.0).await;
+
+    let mut other = rig.claims();
+    other.sub = "sa|other".parse().unwrap();
+    let other = rig.sign(&other);
+    let (rpc, body) = execute_of(&other, OPERATION, Shape::Results(2, 10));
+    let reply = rig.call(rpc.body(body)).await;
+    assert!(reply.body == results(0, 2, 10), "{reply:?}");
+    let reply = rig.call(reattach(&other, Some(0))).await;
+    assert_eq!(error_class(&reply), "INVALID_HANDLE.OPERATION_NOT_FOUND");
+
+    let reply = rig.call(reattach(&token, None)).await;
+    assert!(reply.body == results(0, 50, SIZE), "{reply:?}");
+}
