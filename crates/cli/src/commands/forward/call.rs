@@ -3,7 +3,7 @@
 
 use super::access::{SECRET_HEADER, Secret};
 use super::connection::ConnectionState;
-use super::exchange::{End, exchange};
+use super::exchange::{End, exchange, reason_in};
 use super::reply::Reply;
 use super::request_body::RequestBody;
 use super::server::Shared;
@@ -15,7 +15,7 @@ use h2::server::SendResponse;
 use http::{HeaderName, HeaderValue, Method, Request, Response, header};
 use service_kit::http2::{is_hop_by_hop, list_size, remove_matching};
 use session_core::Reason;
-use session_proto::error::{REASON_TRAILER, Refused};
+use session_proto::error::Refused;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
@@ -175,7 +175,11 @@ impl Call<'_> {
         let mut token = self.shared.tokens.valid().await?;
         loop {
             match self.attempt(&token).await? {
-                End::Done => return Ok(()),
+                End::Done(reason) => {
+                    self.note_reason(reason, &token);
+                    return Ok(());
+                }
+                End::ClientGone => return Ok(()),
                 End::Lost(status) => {
                     self.reply.fail(&status);
                     return Ok(());
@@ -189,7 +193,7 @@ impl Call<'_> {
                         self.pause(RETRY_DELAY).await;
                     }
                 }
-                End::Rejected(head) => match self.next_token(&head, token).await? {
+                End::Rejected(head) => match self.next_token(&head, &token).await? {
                     Some(next) => token = next,
                     None => {
                         // Fails only if the client is gone.
@@ -205,7 +209,7 @@ impl Call<'_> {
         let deadline = Instant::now() + CONNECT_WAIT_TIMEOUT;
         let lease = tokio::select! {
             lease = self.shared.upstream.lease(deadline) => lease.map_err(|Unreachable(why)| unreachable_proxy(&why))?,
-            () = poll_fn(|cx| self.reply.poll_gone(cx)) => return Ok(End::Done),
+            () = poll_fn(|cx| self.reply.poll_gone(cx)) => return Ok(End::ClientGone),
         };
         let mut request = Request::from_parts(self.parts.clone(), ());
         let headers = request.headers_mut();
@@ -220,19 +224,33 @@ impl Call<'_> {
     async fn next_token(
         &mut self,
         head: &Response<()>,
-        token: Arc<SessionToken>,
+        token: &SessionToken,
     ) -> Result<Option<Arc<SessionToken>>, Refused> {
-        let reason = head.headers().get(REASON_TRAILER).map(HeaderValue::as_bytes);
-        if is_token_problem(reason) && !self.token_replaced && self.body.rewind() {
+        let reason = reason_in(head.headers());
+        self.note_reason(reason, token);
+        // Only these two reasons prove that the call was not processed: spark-proxy also ends
+        // running calls for the other ones.
+        let is_expired = reason == Some(Reason::TokenExpired);
+        if is_expired && !self.token_replaced && self.body.rewind() {
             self.token_replaced = true;
-            return self.shared.tokens.in_place_of(&token).await.transpose();
+            return self.shared.tokens.in_place_of(token).await.transpose();
         }
-        let is_warming = reason == Some(Reason::SessionWarming.as_str().as_bytes());
+        let is_warming = reason == Some(Reason::SessionWarming);
         if is_warming && Instant::now() < self.warm_until && self.body.rewind() {
             self.pause(RETRY_DELAY).await;
             return self.shared.tokens.valid().await.map(Some);
         }
         Ok(None)
+    }
+
+    /// Has the token renewed if the call ended for it.
+    fn note_reason(&self, reason: Option<Reason>, token: &SessionToken) {
+        if matches!(
+            reason,
+            Some(Reason::TokenExpired | Reason::TokenRevoked | Reason::TokenInvalid)
+        ) {
+            self.shared.tokens.reject(token);
+        }
     }
 
     /// Waits, unless the client is gone.
@@ -250,15 +268,6 @@ fn prepare(parts: &mut http::request::Parts, shared: &Shared) {
     remove_matching(&mut parts.headers, |name| is_ours(name) || is_hop_by_hop(name));
     parts.headers.insert(&SESSION_ID, shared.session_header.clone());
     parts.uri = shared.upstream.uri(parts.uri.path_and_query());
-}
-
-fn is_token_problem(reason: Option<&[u8]>) -> bool {
-    let problems = [Reason::TokenExpired, Reason::TokenRevoked, Reason::TokenInvalid];
-    reason.is_some_and(|reason| {
-        problems
-            .iter()
-            .any(|problem| problem.as_str().as_bytes() == reason)
-    })
 }
 
 fn unreachable_proxy(why: &str) -> Refused {

@@ -1,5 +1,6 @@
 //! The session token of a forwarder: renewed in the background by one task, before it expires and
-//! when spark-proxy rejects it. Calls use the current token and wait only if it has expired.
+//! when spark-proxy rejects it. Calls use the current token and wait only if it has expired or was
+//! rejected.
 
 use crate::client::{self, explain};
 use crate::output;
@@ -124,10 +125,10 @@ impl SessionTokens {
         Ok((tokens, url))
     }
 
-    /// The current token; waits for another one if it has expired.
+    /// The current token; waits for another one if it has expired or was rejected.
     pub(super) async fn valid(&self) -> Result<Arc<SessionToken>, Refused> {
         let token = Arc::clone(&self.state.borrow().token);
-        if !token.is_expired() {
+        if self.is_usable(&token) {
             if token.is_due() {
                 // The timer is late if the machine slept.
                 self.wake.notify_one();
@@ -135,6 +136,16 @@ impl SessionTokens {
             return Ok(token);
         }
         self.wait_for_newer(&token).await
+    }
+
+    fn is_usable(&self, token: &SessionToken) -> bool {
+        !token.is_expired() && self.rejected.load(Ordering::Relaxed) < token.serial
+    }
+
+    /// spark-proxy has rejected this token: the next calls need another one.
+    pub(super) fn reject(&self, token: &SessionToken) {
+        self.rejected.fetch_max(token.serial, Ordering::Relaxed);
+        self.wake.notify_one();
     }
 
     /// A token in place of one that spark-proxy has rejected; `None` if that one is too new to be
@@ -151,8 +162,7 @@ impl SessionTokens {
     }
 
     async fn wait_for_newer(&self, old: &SessionToken) -> Result<Arc<SessionToken>, Refused> {
-        self.rejected.fetch_max(old.serial, Ordering::Relaxed);
-        self.wake.notify_one();
+        self.reject(old);
         let mut state = self.state.subscribe();
         let decided = |state: &State| {
             let problem = state.problem.as_ref();
@@ -170,7 +180,7 @@ impl SessionTokens {
             None => Refused::new(
                 Reason::ControlPlaneUnavailable,
                 format!(
-                    "The session token has expired, and token-issuer did not answer within {TOKEN_WAIT_TIMEOUT:?}."
+                    "The session token has expired or was rejected, and token-issuer did not answer within {TOKEN_WAIT_TIMEOUT:?}."
                 ),
             ),
         })
@@ -180,9 +190,9 @@ impl SessionTokens {
     pub(super) fn check(&self) -> Result<(), String> {
         let state = self.state.borrow();
         match &state.problem {
-            _ if !state.token.is_expired() => Ok(()),
+            _ if self.is_usable(&state.token) => Ok(()),
             Some(problem) => Err(problem.refused.message.clone()),
-            None => Err("the session token has expired and is being renewed".to_owned()),
+            None => Err("the session token is being renewed".to_owned()),
         }
     }
 

@@ -21,6 +21,8 @@ use tonic::{Code, Status};
 
 /// Time after which a rejected token is replaced.
 const MIN_RENEWAL_INTERVAL: Duration = Duration::from_secs(5);
+/// Number of concurrent calls.
+const CALLS: usize = 20;
 
 /// What the proxy has seen, and what it rejects.
 #[derive(Debug, Default)]
@@ -123,27 +125,63 @@ async fn issued(stack: &Stack, session: &str) -> usize {
 }
 
 #[tokio::test]
-async fn a_rejected_token_is_replaced_once_for_all_calls() {
-    for reason in [Reason::TokenExpired, Reason::TokenRevoked, Reason::TokenInvalid] {
-        let (stack, session, forwarder, state) = at_proxy(Rejects::FirstToken(reason)).await;
-        let mut client = forwarder.client().await;
-        // A new token would be rejected for the same cause, so it is not asked for.
-        let answer = client.call(Shape::Echo).await;
-        assert_eq!(answer.reason, Some(reason), "{answer:?}");
-        assert_eq!(issued(&stack, &session).await, 1);
+async fn an_expired_token_is_replaced_once_for_all_calls() {
+    let (stack, session, forwarder, state) = at_proxy(Rejects::FirstToken(Reason::TokenExpired)).await;
+    tokio::time::sleep(MIN_RENEWAL_INTERVAL).await;
+    calls_succeed(&forwarder).await;
+    assert_eq!(issued(&stack, &session).await, 2);
+    assert_eq!(state.lock().tokens.len(), 2);
+}
 
+/// The proxy also ends running calls with these reasons, so a call with one may have been processed.
+#[tokio::test]
+async fn a_revoked_token_is_replaced_and_no_call_is_sent_twice() {
+    for reason in [Reason::TokenRevoked, Reason::TokenInvalid] {
+        let (stack, session, forwarder, state) = at_proxy(Rejects::FirstToken(reason)).await;
         tokio::time::sleep(MIN_RENEWAL_INTERVAL).await;
-        let mut calls = tokio::task::JoinSet::new();
-        for _ in 0..20 {
-            let mut client = forwarder.client().await;
-            calls.spawn(async move { client.call(Shape::Echo).await });
-        }
-        for answer in calls.join_all().await {
-            assert_eq!(answer.code, Code::Ok, "{reason}: {answer:?}");
-            assert_eq!(answer.body, request(b"plan"), "the whole request was sent again");
-        }
+        let answer = forwarder.client().await.call(Shape::Echo).await;
+        assert_eq!(answer.reason, Some(reason), "{answer:?}");
+        assert_eq!(state.lock().calls, 1);
+        calls_succeed(&forwarder).await;
+        assert_eq!(state.lock().calls, 1 + CALLS, "{reason}");
         assert_eq!(issued(&stack, &session).await, 2, "{reason}");
-        assert_eq!(state.lock().tokens.len(), 2);
+    }
+}
+
+/// Makes calls on connections of their own.
+async fn calls_succeed(forwarder: &Forwarder) {
+    let mut calls = tokio::task::JoinSet::new();
+    for _ in 0..CALLS {
+        let mut client = forwarder.client().await;
+        calls.spawn(async move { client.call(Shape::Echo).await });
+    }
+    for answer in calls.join_all().await {
+        assert_eq!(answer.code, Code::Ok, "{answer:?}");
+        assert_eq!(answer.body, request(b"plan"), "the whole request was sent");
+    }
+}
+
+#[tokio::test]
+async fn a_call_whose_token_is_revoked_while_it_runs_is_not_sent_again() {
+    for shape in [Shape::Hang, Shape::HangAfterOne] {
+        let stack = Stack::start().await;
+        let session = stack.active("ada").await;
+        let forwarder = Forwarder::start(&stack, &[&session, "--port", "0"]).await;
+        // From now on the forwarder may replace its token.
+        tokio::time::sleep(MIN_RENEWAL_INTERVAL).await;
+        let mut client = forwarder.client().await;
+        let running = tokio::spawn(async move { client.call(shape).await });
+        let called = stack.spark.until(|seen| seen.requests.len() == 1);
+        within("the engine has the call", called).await;
+        let all = v1::RevokeAllSessionTokensRequest { session_id: session };
+        let mut tokens = stack.tokens();
+        let revoked = tokens.revoke_all_session_tokens(stack.asks("ada", all));
+        revoked.await.unwrap();
+        let answer = running.await.unwrap();
+        assert_eq!(answer.reason, Some(Reason::TokenRevoked), "{answer:?}");
+        assert_eq!(stack.spark.seen().requests.len(), 1, "{shape:?}");
+        let answer = forwarder.client().await.call(Shape::Echo).await;
+        assert_eq!(answer.code, Code::Ok, "the next call has a new token: {answer:?}");
     }
 }
 
