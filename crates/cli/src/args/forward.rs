@@ -34,7 +34,7 @@ pub(crate) struct Connect {
     /// The session's id.
     #[arg(required_unless_present = "create", conflicts_with = "create")]
     pub(crate) session: Option<String>,
-    /// Port on 127.0.0.1; 0 selects a free one.
+    /// Port on 127.0.0.1 and [::1]; 0 selects a free one.
     #[arg(long, default_value_t = SPARK_CONNECT_PORT, help_heading = LOCAL)]
     pub(crate) port: u16,
     /// A UNIX socket in place of the port; only your user can open it.
@@ -51,7 +51,7 @@ pub(crate) struct Exec {
     /// The session's id.
     #[arg(required_unless_present = "create", conflicts_with = "create")]
     pub(crate) session: Option<String>,
-    /// Port on 127.0.0.1; default: a free one.
+    /// Port on 127.0.0.1 and [::1]; default: a free one.
     #[arg(long, default_value_t = 0, hide_default_value = true, help_heading = LOCAL)]
     pub(crate) port: u16,
     /// Listen on port 15002 and accept programs of your user without the

@@ -2,7 +2,7 @@
 
 use super::client::Client;
 use super::{Forwarder, send};
-use crate::support::{Stack, within};
+use crate::support::{Berth, Stack, within};
 use rustix::process::Signal;
 use session_core::Reason;
 use std::os::unix::fs::PermissionsExt as _;
@@ -110,6 +110,40 @@ async fn a_socket_is_private_and_needs_no_secret() {
     assert!(!path.exists());
 }
 
+/// `localhost` can be either address, and another user could listen on the one that is free.
+#[tokio::test]
+async fn both_addresses_of_localhost_are_served() {
+    if std::net::TcpListener::bind("[::1]:0").is_err() {
+        eprintln!("this machine has no IPv6");
+        return;
+    }
+    let stack = Stack::start().await;
+    let session = stack.active("ada").await;
+    let forwarder = Forwarder::start(&stack, &[&session, "--port", "0"]).await;
+    let (_, port) = forwarder.address.rsplit_once(':').unwrap();
+    let address = format!("[::1]:{port}");
+    let mut client = Client::connect(&address, forwarder.secret()).await;
+    let answer = client.call(Shape::Echo).await;
+    assert_eq!(answer.code, Code::Ok, "{answer:?}");
+    let answer = Client::connect(&address, None).await.call(Shape::Echo).await;
+    assert_eq!(answer.reason, Some(Reason::TokenMissing), "{answer:?}");
+
+    let own = Forwarder::start(&stack, &[&session, "--port", "0", "--trust-own-processes"]).await;
+    let (_, port) = own.address.rsplit_once(':').unwrap();
+    let mut client = Client::connect(&format!("[::1]:{port}"), None).await;
+    assert_eq!(client.call(Shape::Echo).await.code, Code::Ok);
+
+    let taken = std::net::TcpListener::bind("[::1]:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let addresses = stack.addresses();
+    let args = ["connect", &session, "--port", &port];
+    let ended = Berth::new().run(&args, &stack.env("ada", &addresses)).await;
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    for word in ["[::1]", "is in use", "--port 0"] {
+        assert!(ended.stderr.contains(word), "no {word:?} in {ended:?}");
+    }
+}
+
 /// A relay that runs as another user of the machine, if this user may start one.
 struct OtherUser {
     relay: Child,
@@ -195,7 +229,7 @@ async fn everybody_can_be_trusted_and_the_command_says_so() {
         assert_eq!(answer.code, Code::Ok, "{answer:?}");
     }
 
-    let berth = crate::support::Berth::new();
+    let berth = Berth::new();
     let addresses = stack.addresses();
     let mut child = berth.start(
         &["connect", &session, "--port", "0", "--trust-local-users"],
