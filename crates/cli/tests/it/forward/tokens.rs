@@ -197,6 +197,22 @@ async fn a_large_request_is_not_sent_twice() {
     assert_eq!((answer.code, answer.body.len()), (Code::Ok, 4 << 20));
 }
 
+/// The next calls need a new token all the same.
+#[tokio::test]
+async fn the_token_of_a_large_request_is_replaced() {
+    let (stack, session, forwarder, state) = at_proxy(Rejects::FirstToken(Reason::TokenExpired)).await;
+    let mut client = forwarder.client().await;
+    let answer = client.send(Shape::Echo, message(4 << 20)).await;
+    assert_eq!(answer.reason, Some(Reason::TokenExpired), "{answer:?}");
+    assert_eq!(state.lock().calls, 1);
+    within("a new token is issued", async {
+        while issued(&stack, &session).await < 2 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn calls_that_were_not_processed_are_sent_again() {
     let all = [
