@@ -75,7 +75,7 @@ struct Problem {
 enum ProblemKind {
     /// An outage.
     Temporary,
-    /// A person must do something, such as sign in again.
+    /// A person must do something, such as sign in again or restore a right to the session.
     Rejected,
     /// The session is over.
     Over,
@@ -325,10 +325,7 @@ fn problem_of(error: IssueError) -> Problem {
     };
     let reason = reason_of(&status);
     let kind = match (reason, status.code()) {
-        (
-            Some(Reason::SessionClosed | Reason::SessionFailed | Reason::NotAuthorized | Reason::OrgDisabled),
-            _,
-        ) => ProblemKind::Over,
+        (Some(Reason::SessionClosed | Reason::SessionFailed | Reason::OrgDisabled), _) => ProblemKind::Over,
         (_, Code::Unauthenticated | Code::PermissionDenied | Code::InvalidArgument | Code::Unimplemented) => {
             ProblemKind::Rejected
         }
@@ -351,7 +348,7 @@ fn problem_of(error: IssueError) -> Problem {
     }
 }
 
-/// Your own credential is not accepted; the forwarder tries again after a while.
+/// The credential of the user is not accepted; the forwarder tries again after a while.
 fn rejected(text: String) -> Problem {
     Problem {
         refused: Refused::new(
@@ -392,7 +389,8 @@ mod tests {
         let kind = |status: Status| problem_of(IssueError::Status(Box::new(status))).kind;
         let of = |reason| kind(Refused::new(reason, "text").into_status());
         assert_eq!(of(Reason::SessionClosed), ProblemKind::Over);
-        assert_eq!(of(Reason::NotAuthorized), ProblemKind::Over);
+        assert_eq!(of(Reason::SessionFailed), ProblemKind::Over);
+        assert_eq!(of(Reason::NotAuthorized), ProblemKind::Rejected);
         assert_eq!(of(Reason::CallerUnknown), ProblemKind::Rejected);
         assert_eq!(of(Reason::ControlPlaneUnavailable), ProblemKind::Temporary);
         assert_eq!(of(Reason::RateLimited), ProblemKind::Temporary);
