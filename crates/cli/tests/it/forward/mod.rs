@@ -5,6 +5,7 @@ mod access;
 mod client;
 mod exec;
 mod limits;
+mod session;
 mod streams;
 mod tokens;
 
