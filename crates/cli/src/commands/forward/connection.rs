@@ -219,7 +219,7 @@ async fn serve_http2(shared: &Arc<Shared>, stream: Box<dyn Stream>, state: Conne
 async fn serve_http1(shared: &Arc<Shared>, stream: Box<dyn Stream>) {
     let answer = |request: Request<Incoming>| async move {
         let (status, text) = readyz::answer(shared, request.method(), request.uri().path()).await;
-        let mut response = Response::new(Full::new(Bytes::from(text)));
+        let mut response = Response::new(Full::new(Bytes::from_static(text.as_bytes())));
         *response.status_mut() = status;
         Ok::<_, Infallible>(response)
     };

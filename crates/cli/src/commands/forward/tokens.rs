@@ -81,6 +81,16 @@ enum ProblemKind {
     Over,
 }
 
+/// Whether calls have a token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Readiness {
+    Ready,
+    /// The token has expired or was rejected, and the next one is on its way.
+    Renewing,
+    /// The same, and the last renewal failed.
+    Failing,
+}
+
 struct State {
     token: Arc<SessionToken>,
     problem: Option<Problem>,
@@ -186,13 +196,13 @@ impl SessionTokens {
         })
     }
 
-    /// Whether the current token is valid, and what prevents a new one.
-    pub(super) fn check(&self) -> Result<(), String> {
+    /// Whether calls have a token.
+    pub(super) fn readiness(&self) -> Readiness {
         let state = self.state.borrow();
         match &state.problem {
-            _ if self.is_usable(&state.token) => Ok(()),
-            Some(problem) => Err(problem.refused.message.clone()),
-            None => Err("the session token is being renewed".to_owned()),
+            _ if self.is_usable(&state.token) => Readiness::Ready,
+            Some(_) => Readiness::Failing,
+            None => Readiness::Renewing,
         }
     }
 
