@@ -65,9 +65,13 @@ pub(super) async fn handle(
         () = call.run() => return drop(permits),
         () = shared.ending.cancelled() => {}
     }
-    call.reply.fail(&Status::cancelled(
-        "`berth connect` was stopped. Start it again, and build a new SparkSession with the connection string that it prints.",
-    ));
+    let status = match shared.tokens.over() {
+        Some(over) => over.into_status(),
+        None => Status::cancelled(
+            "`berth connect` was stopped. Start it again, and build a new SparkSession with the connection string that it prints.",
+        ),
+    };
+    call.reply.fail(&status);
 }
 
 /// Requests of programs that are no gRPC clients.
@@ -243,13 +247,17 @@ impl Call<'_> {
         Ok(None)
     }
 
-    /// Has the token renewed if the call ended for it.
+    /// Has the token renewed if the call ended for it, or for the session, which the renewal checks.
     fn note_reason(&self, reason: Option<Reason>, token: &SessionToken) {
+        let tokens = &self.shared.tokens;
         if matches!(
             reason,
             Some(Reason::TokenExpired | Reason::TokenRevoked | Reason::TokenInvalid)
         ) {
-            self.shared.tokens.reject(token);
+            tokens.reject(token);
+        }
+        if matches!(reason, Some(Reason::SessionClosed | Reason::SessionFailed)) {
+            tokens.request_renewal(token);
         }
     }
 

@@ -25,6 +25,7 @@ pub(super) async fn answer(shared: &Shared, method: &Method, path: &str) -> (Sta
         Readiness::Ready => {}
         Readiness::Renewing => return not_ready("not ready: the session token is being renewed\n"),
         Readiness::Failing => return not_ready("not ready: the session token cannot be renewed\n"),
+        Readiness::Over => return not_ready("not ready: the session is over\n"),
     }
     match shared.upstream.lease(Instant::now() + CHECK_TIMEOUT).await {
         Ok(_) => (StatusCode::OK, "ready\n"),

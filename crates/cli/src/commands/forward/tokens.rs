@@ -89,6 +89,8 @@ pub(super) enum Readiness {
     Renewing,
     /// The same, and the last renewal failed.
     Failing,
+    /// The session is over.
+    Over,
 }
 
 struct State {
@@ -104,6 +106,8 @@ pub(super) struct SessionTokens {
     state: watch::Sender<State>,
     /// The newest token that spark-proxy has rejected.
     rejected: AtomicU64,
+    /// The newest token whose renewal a call has requested.
+    renewal_requested: AtomicU64,
     wake: Notify,
 }
 
@@ -130,6 +134,7 @@ impl SessionTokens {
             ttl,
             state: watch::Sender::new(state),
             rejected: AtomicU64::new(0),
+            renewal_requested: AtomicU64::new(0),
             wake: Notify::new(),
         };
         Ok((tokens, url))
@@ -137,6 +142,9 @@ impl SessionTokens {
 
     /// The current token; waits for another one if it has expired or was rejected.
     pub(super) async fn valid(&self) -> Result<Arc<SessionToken>, Refused> {
+        if let Some(over) = self.over() {
+            return Err(over);
+        }
         let token = Arc::clone(&self.state.borrow().token);
         if self.is_usable(&token) {
             if token.is_due() {
@@ -155,7 +163,22 @@ impl SessionTokens {
     /// spark-proxy has rejected this token: the next calls need another one.
     pub(super) fn reject(&self, token: &SessionToken) {
         self.rejected.fetch_max(token.serial, Ordering::Relaxed);
+        self.request_renewal(token);
+    }
+
+    /// Has this token renewed soon, which also shows whether the session is over.
+    pub(super) fn request_renewal(&self, token: &SessionToken) {
+        self.renewal_requested.fetch_max(token.serial, Ordering::Relaxed);
         self.wake.notify_one();
+    }
+
+    /// The error of all calls once the session is over.
+    pub(super) fn over(&self) -> Option<Refused> {
+        let state = self.state.borrow();
+        let problem = state.problem.as_ref();
+        problem
+            .filter(|problem| problem.kind == ProblemKind::Over)
+            .map(|problem| problem.refused.clone())
     }
 
     /// A token in place of one that spark-proxy has rejected; `None` if that one is too new to be
@@ -200,6 +223,7 @@ impl SessionTokens {
     pub(super) fn readiness(&self) -> Readiness {
         let state = self.state.borrow();
         match &state.problem {
+            Some(problem) if problem.kind == ProblemKind::Over => Readiness::Over,
             _ if self.is_usable(&state.token) => Readiness::Ready,
             Some(_) => Readiness::Failing,
             None => Readiness::Renewing,
@@ -238,7 +262,7 @@ impl SessionTokens {
         let timer = tokio::time::sleep_until(token.requested + token.renewal_age());
         tokio::pin!(timer);
         loop {
-            if token.is_due() || self.rejected.load(Ordering::Relaxed) >= token.serial {
+            if token.is_due() || self.renewal_requested.load(Ordering::Relaxed) >= token.serial {
                 break;
             }
             tokio::select! {
