@@ -169,8 +169,8 @@ impl Client {
         match self {
             Self::Tcp { remote, local, .. } => peer::is_own_tcp(*remote, *local).await,
             Self::Unix(stream) => {
-                let user = stream.peer_cred().map(|peer| peer.uid()).ok();
-                user.is_some() && user == peer::own_user()
+                let user = stream.peer_cred().map(|peer| peer.uid());
+                user.is_ok_and(|user| user == peer::own_user())
             }
         }
     }
