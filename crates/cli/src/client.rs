@@ -91,7 +91,9 @@ async fn service(target: &Target, address: &str) -> Result<Service> {
     if address.starts_with("https://") {
         let mut tls = ClientTlsConfig::new();
         if let Some(file) = target.ca.as_ref().map(|ca| &ca.value) {
-            let pem = std::fs::read(file).with_context(|| format!("reading {}", file.display()))?;
+            let pem = tokio::fs::read(file)
+                .await
+                .with_context(|| format!("reading {}", file.display()))?;
             tls = tls.ca_certificate(Certificate::from_pem(pem));
         } else {
             tls = tls.with_enabled_roots();

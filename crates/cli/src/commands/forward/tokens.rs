@@ -16,13 +16,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
-use tonic::{Code, Status};
+use tonic::{Code, Response, Status};
 
 /// Share of its life after which a token is renewed, in percent.
 const RENEW_AFTER_PERCENT: u32 = 75;
 /// Minimum time between two tokens, however short their lives are.
 const MIN_RENEWAL_INTERVAL: Duration = Duration::from_secs(5);
-/// Time limit of one request to token-issuer.
+/// Time limit of one request to token-issuer, reading the credential included.
 const ISSUE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Time for which a call waits for a valid token.
 const TOKEN_WAIT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -314,25 +314,19 @@ enum IssueError {
     Local(anyhow::Error),
 }
 
+/// Issues a token; one time limit for reading the credential and for the call.
 async fn issue(
     target: &Target,
     session: &str,
     ttl: Option<Duration>,
     serial: u64,
 ) -> Result<(SessionToken, String), IssueError> {
-    // A new client each time: the credential may have been renewed.
-    let mut client = client::tokens(target).await.map_err(IssueError::Local)?;
-    let request = v1::IssueSessionTokenRequest {
-        session_id: session.to_owned(),
-        ttl: ttl.map(convert::duration),
-    };
     let (requested, requested_at) = (Instant::now(), SystemClock.now());
-    let issued = tokio::time::timeout(ISSUE_TIMEOUT, client.issue_session_token(request))
-        .await
-        .map_err(|_| Status::deadline_exceeded(format!("no answer within {ISSUE_TIMEOUT:?}")))
-        .flatten()
-        .map_err(|status| IssueError::Status(Box::new(status)))?
-        .into_inner();
+    let issued = tokio::time::timeout(ISSUE_TIMEOUT, request(target, session, ttl)).await;
+    let issued = issued.unwrap_or_else(|_| {
+        let text = format!("no answer within {ISSUE_TIMEOUT:?}");
+        Err(IssueError::Status(Box::new(Status::deadline_exceeded(text))))
+    })?;
     let moment = |at: Option<prost_types::Timestamp>| at.as_ref().map(convert::from_timestamp);
     let life = match (moment(issued.issued_at), moment(issued.expires_at)) {
         (Some(from), Some(to)) => to.since(from),
@@ -350,6 +344,30 @@ async fn issue(
     };
     token.bearer.set_sensitive(true);
     Ok((token, issued.connection_url))
+}
+
+async fn request(
+    target: &Target,
+    session: &str,
+    ttl: Option<Duration>,
+) -> Result<v1::IssueSessionTokenResponse, IssueError> {
+    let request = v1::IssueSessionTokenRequest {
+        session_id: session.to_owned(),
+        ttl: ttl.map(convert::duration),
+    };
+    let target = target.clone();
+    // A new client each time: the credential may have been renewed. It is made by a task of its own,
+    // because a time limit that cut the renewal of a sign-in could lose its new refresh token.
+    let client = tokio::spawn(async move { client::tokens(&target).await });
+    let mut client = client
+        .await
+        .map_err(anyhow::Error::from)
+        .flatten()
+        .map_err(IssueError::Local)?;
+    let issued = client.issue_session_token(request).await;
+    issued
+        .map(Response::into_inner)
+        .map_err(|status| IssueError::Status(Box::new(status)))
 }
 
 fn problem_of(error: IssueError) -> Problem {
