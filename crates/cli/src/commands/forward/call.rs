@@ -4,7 +4,7 @@
 use super::access::{SECRET_HEADER, Secret};
 use super::connection::ConnectionState;
 use super::exchange::{End, exchange, reason_in};
-use super::reply::Reply;
+use super::reply::{ClientGone, Reply};
 use super::request_body::RequestBody;
 use super::server::Shared;
 use super::tokens::SessionToken;
@@ -33,6 +33,8 @@ const CONNECT_WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 const WARM_TIMEOUT: Duration = Duration::from_secs(5 * 60);
 /// Delay before a call that was not processed is sent again.
 const RETRY_DELAY: Duration = Duration::from_millis(200);
+/// The same while the session starts.
+const WARM_RETRY_DELAY: Duration = Duration::from_secs(2);
 /// Maximum number of attempts that ended without being processed.
 const MAX_UNPROCESSED: u32 = 5;
 
@@ -170,13 +172,15 @@ impl Call<'_> {
     /// Makes attempts until the client has an answer, or is gone.
     async fn run(&mut self) {
         prepare(&mut self.parts, self.shared);
-        if let Err(refused) = self.attempts().await {
-            self.reply.fail(&refused.into_status());
+        match self.attempts().await {
+            Ok(()) | Err(Stop::ClientGone) => {}
+            Err(Stop::Refused(refused)) => self.reply.fail(&refused.into_status()),
         }
     }
 
-    async fn attempts(&mut self) -> Result<(), Refused> {
-        let mut token = self.shared.tokens.valid().await?;
+    async fn attempts(&mut self) -> Result<(), Stop> {
+        let valid = self.shared.tokens.valid();
+        let mut token = unless_gone(&mut self.reply, valid).await??;
         loop {
             match self.attempt(&token).await? {
                 End::Done(reason) => {
@@ -191,10 +195,10 @@ impl Call<'_> {
                 End::NotProcessed(why) => {
                     self.unprocessed += 1;
                     if self.unprocessed >= MAX_UNPROCESSED || !self.body.rewind() {
-                        return Err(unreachable_proxy(&why));
+                        return Err(unreachable_proxy(&why).into());
                     }
                     if self.unprocessed > 1 {
-                        self.pause(RETRY_DELAY).await;
+                        self.pause(RETRY_DELAY).await?;
                     }
                 }
                 End::Rejected(head) => match self.next_token(&head, &token).await? {
@@ -209,12 +213,10 @@ impl Call<'_> {
         }
     }
 
-    async fn attempt(&mut self, token: &SessionToken) -> Result<End, Refused> {
-        let deadline = Instant::now() + CONNECT_WAIT_TIMEOUT;
-        let lease = tokio::select! {
-            lease = self.shared.upstream.lease(deadline) => lease.map_err(|Unreachable(why)| unreachable_proxy(&why))?,
-            () = poll_fn(|cx| self.reply.poll_gone(cx)) => return Ok(End::ClientGone),
-        };
+    async fn attempt(&mut self, token: &SessionToken) -> Result<End, Stop> {
+        let lease = self.shared.upstream.lease(Instant::now() + CONNECT_WAIT_TIMEOUT);
+        let lease = unless_gone(&mut self.reply, lease).await?;
+        let lease = lease.map_err(|Unreachable(why)| unreachable_proxy(&why))?;
         let mut request = Request::from_parts(self.parts.clone(), ());
         let headers = request.headers_mut();
         headers.insert(header::AUTHORIZATION, token.bearer.clone());
@@ -229,7 +231,7 @@ impl Call<'_> {
         &mut self,
         head: &Response<()>,
         token: &SessionToken,
-    ) -> Result<Option<Arc<SessionToken>>, Refused> {
+    ) -> Result<Option<Arc<SessionToken>>, Stop> {
         let reason = reason_in(head.headers());
         self.note_reason(reason, token);
         // Only these two reasons prove that the call was not processed: spark-proxy also ends
@@ -237,12 +239,14 @@ impl Call<'_> {
         let is_expired = reason == Some(Reason::TokenExpired);
         if is_expired && !self.token_replaced && self.body.rewind() {
             self.token_replaced = true;
-            return self.shared.tokens.in_place_of(token).await.transpose();
+            let next = self.shared.tokens.in_place_of(token);
+            return Ok(unless_gone(&mut self.reply, next).await?.transpose()?);
         }
         let is_warming = reason == Some(Reason::SessionWarming);
         if is_warming && Instant::now() < self.warm_until && self.body.rewind() {
-            self.pause(RETRY_DELAY).await;
-            return self.shared.tokens.valid().await.map(Some);
+            self.pause(WARM_RETRY_DELAY).await?;
+            let valid = self.shared.tokens.valid();
+            return Ok(Some(unless_gone(&mut self.reply, valid).await??));
         }
         Ok(None)
     }
@@ -261,12 +265,34 @@ impl Call<'_> {
         }
     }
 
-    /// Waits, unless the client is gone.
-    async fn pause(&mut self, delay: Duration) {
-        tokio::select! {
-            () = tokio::time::sleep(delay) => {}
-            () = poll_fn(|cx| self.reply.poll_gone(cx)) => {}
-        }
+    async fn pause(&mut self, delay: Duration) -> Result<(), ClientGone> {
+        unless_gone(&mut self.reply, tokio::time::sleep(delay)).await
+    }
+}
+
+/// Why there is no further attempt.
+enum Stop {
+    Refused(Refused),
+    ClientGone,
+}
+
+impl From<Refused> for Stop {
+    fn from(refused: Refused) -> Self {
+        Self::Refused(refused)
+    }
+}
+
+impl From<ClientGone> for Stop {
+    fn from(ClientGone: ClientGone) -> Self {
+        Self::ClientGone
+    }
+}
+
+/// Waits for the result of `work` while the client waits.
+async fn unless_gone<T>(reply: &mut Reply, work: impl Future<Output = T>) -> Result<T, ClientGone> {
+    tokio::select! {
+        done = work => Ok(done),
+        () = poll_fn(|cx| reply.poll_gone(cx)) => Err(ClientGone),
     }
 }
 

@@ -14,7 +14,7 @@ use session_proto::reply::{trailers, trailers_only};
 use session_proto::v1;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use test_support::fake_spark::{Shape, message, request};
 use tokio::net::TcpStream;
 use tonic::{Code, Status};
@@ -216,16 +216,40 @@ async fn the_token_of_a_large_request_is_replaced() {
 #[tokio::test]
 async fn calls_that_were_not_processed_are_sent_again() {
     let all = [
-        Rejects::Unprocessed(3),
-        Rejects::FirstCalls(3, Reason::SessionWarming),
+        Rejects::Unprocessed(2),
+        Rejects::FirstCalls(2, Reason::SessionWarming),
     ];
     for rejects in all {
         let (_stack, _session, forwarder, state) = at_proxy(rejects).await;
         let answer = forwarder.client().await.call(Shape::Echo).await;
         assert_eq!(answer.code, Code::Ok, "{rejects:?}: {answer:?}");
         assert_eq!(answer.body, request(b"plan"));
-        assert_eq!(state.lock().calls, 4);
+        assert_eq!(state.lock().calls, 3);
     }
+}
+
+#[tokio::test]
+async fn a_starting_session_is_asked_every_two_seconds_while_the_client_waits() {
+    const DELAY: Duration = Duration::from_secs(2);
+    let (_stack, _session, forwarder, state) = at_proxy(Rejects::FirstCalls(1, Reason::SessionWarming)).await;
+    let begun = Instant::now();
+    let answer = forwarder.client().await.call(Shape::Echo).await;
+    assert_eq!(answer.code, Code::Ok, "{answer:?}");
+    assert!(begun.elapsed() >= DELAY, "{:?}", begun.elapsed());
+    assert_eq!(state.lock().calls, 2);
+
+    state.lock().rejects = Some(Rejects::FirstCalls(usize::MAX, Reason::SessionWarming));
+    let mut client = forwarder.client().await;
+    let call = tokio::spawn(async move { client.call(Shape::Echo).await });
+    within("the call arrives", async {
+        while state.lock().calls < 3 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    call.abort();
+    tokio::time::sleep(2 * DELAY).await;
+    assert_eq!(state.lock().calls, 3, "the client is gone");
 }
 
 #[tokio::test]
