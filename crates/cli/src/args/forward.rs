@@ -38,7 +38,7 @@ pub(crate) struct Connect {
     #[arg(long, default_value_t = SPARK_CONNECT_PORT, help_heading = LOCAL)]
     pub(crate) port: u16,
     /// A UNIX socket in place of the port; only your user can open it.
-    #[arg(long, value_name = "PATH", conflicts_with = "port", help_heading = LOCAL)]
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["port", "trust_local_users"], help_heading = LOCAL)]
     pub(crate) socket: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) access: AccessArgs,

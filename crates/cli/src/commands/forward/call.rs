@@ -65,7 +65,7 @@ pub(super) async fn handle(
     };
     tokio::select! {
         () = call.run() => return drop(permits),
-        () = shared.ending.cancelled() => {}
+        () = shared.stopping.cancelled() => {}
     }
     let status = match shared.tokens.over() {
         Some(over) => over.into_status(),

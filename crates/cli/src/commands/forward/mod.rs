@@ -105,13 +105,13 @@ fn announce(output: Output, server: &Server, session: &Session) {
         server.address(),
         session.id()
     ));
-    output::note(server.access_note());
+    server.print_access_note();
 }
 
 /// The rule for local clients.
 fn access_of(args: &AccessArgs, is_socket: bool) -> Result<Access> {
     if args.trust_local_users {
-        return Ok(Access::everyone());
+        return Ok(Access::all_local_users());
     }
     if is_socket {
         return Ok(Access::socket());

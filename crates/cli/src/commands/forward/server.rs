@@ -40,17 +40,15 @@ pub(super) struct Shared {
     pub(super) connections: Arc<Semaphore>,
     pub(super) max_connections: u32,
     pub(super) lobby: Lobby,
-    /// No new calls.
+    /// The end: no new calls, and an error for those that run.
     pub(super) stopping: CancellationToken,
-    /// Calls end.
-    pub(super) ending: CancellationToken,
     tls_noted: Mutex<Option<Instant>>,
 }
 
 impl Shared {
     /// Waits until connections must end, after their calls.
     pub(super) async fn ended(&self) {
-        self.ending.cancelled().await;
+        self.stopping.cancelled().await;
         tokio::time::sleep(STOP_TIMEOUT / 2).await;
     }
 
@@ -112,7 +110,6 @@ impl Server {
             max_connections: args.max_connections,
             lobby: Lobby::default(),
             stopping: CancellationToken::new(),
-            ending: CancellationToken::new(),
             tls_noted: Mutex::default(),
         });
         let connections = TaskTracker::new();
@@ -140,9 +137,19 @@ impl Server {
         }
     }
 
-    /// The rule for local clients, for people.
-    pub(super) fn access_note(&self) -> &'static str {
-        self.shared.access.note()
+    /// Prints the rule for local clients; with `--quiet` only if it is a warning.
+    pub(super) fn print_access_note(&self) {
+        self.print_access_warning();
+        if !self.shared.access.is_open_to_others() {
+            output::note(self.shared.access.note());
+        }
+    }
+
+    /// Prints the warning that other users can send queries, if they can.
+    pub(super) fn print_access_warning(&self) {
+        if self.shared.access.is_open_to_others() {
+            output::error(self.shared.access.note());
+        }
     }
 
     /// Waits until the session is over; returns the reason.
@@ -154,7 +161,6 @@ impl Server {
     pub(super) async fn stop(self) {
         self.accepting.abort();
         self.shared.stopping.cancel();
-        self.shared.ending.cancel();
         self.connections.close();
         // What has not ended by then ends with the process.
         let _ = tokio::time::timeout(STOP_TIMEOUT, self.connections.wait()).await;

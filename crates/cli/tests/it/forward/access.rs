@@ -229,20 +229,20 @@ async fn everybody_can_be_trusted_and_the_command_says_so() {
         assert_eq!(answer.code, Code::Ok, "{answer:?}");
     }
 
-    let berth = Berth::new();
-    let addresses = stack.addresses();
-    let mut child = berth.start(
-        &["connect", &session, "--port", "0", "--trust-local-users"],
-        &stack.env("ada", &addresses),
-    );
+    // A warning is no hint: --quiet does not omit it.
+    let (berth, addresses) = (Berth::new(), stack.addresses());
+    let env = stack.env("ada", &addresses);
+    let option = "--trust-local-users";
+    let mut child = berth.start(&["--quiet", "connect", &session, "--port", "0", option], &env);
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-    within("the warning", async {
-        while let Some(line) = lines.next_line().await.unwrap() {
-            if line.contains("every user of this machine") {
-                return;
-            }
-        }
-        panic!("no warning");
-    })
-    .await;
+    let warning = within("the warning", lines.next_line()).await.unwrap();
+    assert!(warning.unwrap().contains("every user of this machine"));
+    let args = ["--quiet", "exec", &session, option, "--", "true"];
+    let ended = berth.run(&args, &env).await.good();
+    assert!(ended.stderr.contains("every user of this machine"), "{ended:?}");
+    let ended = berth
+        .run(&["connect", &session, "--socket", "s", option], &env)
+        .await;
+    assert_eq!(ended.code, Some(2), "{ended:?}");
+    assert!(ended.stderr.contains(option), "{ended:?}");
 }
