@@ -21,8 +21,10 @@ use tokio_util::task::TaskTracker;
 
 /// Time for the first connection to spark-proxy.
 const FIRST_CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
-/// Time for the ends of calls and connections.
-const STOP_TIMEOUT: Duration = Duration::from_secs(1);
+/// Time for the ends of calls and connections. A connection waits for its client, up to 1 s without
+/// bytes; those that take longer are closed first, so that the rest of the time is for their tasks.
+const STOP_TIMEOUT: Duration = Duration::from_secs(2);
+const CONNECTIONS_STOP_TIMEOUT: Duration = Duration::from_millis(1500);
 /// Delay after a failed accept, such as for want of file descriptors.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 /// Minimum time between two hints about TLS.
@@ -49,7 +51,7 @@ impl Shared {
     /// Waits until connections must end, after their calls.
     pub(super) async fn ended(&self) {
         self.stopping.cancelled().await;
-        tokio::time::sleep(STOP_TIMEOUT / 2).await;
+        tokio::time::sleep(CONNECTIONS_STOP_TIMEOUT).await;
     }
 
     /// A client has tried TLS; it would retry for minutes without a message.
