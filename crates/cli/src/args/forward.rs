@@ -81,7 +81,7 @@ pub(crate) struct AccessArgs {
     /// Maximum number of client connections.
     #[arg(long, value_name = "NUMBER", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub(crate) max_connections: u32,
-    /// Maximum number of calls at once, running queries included. Calls that
+    /// Maximum number of concurrent calls, running queries included. Calls that
     /// end work are not limited.
     #[arg(long, value_name = "NUMBER", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub(crate) max_calls: u32,

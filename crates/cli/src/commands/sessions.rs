@@ -374,7 +374,7 @@ fn is_conflict(status: &tonic::Status) -> bool {
     session_proto::error::reason_of(status) == Some(session_core::Reason::Conflict)
 }
 
-/// The API replaces all labels at once.
+/// The API replaces all labels together.
 fn relabelled(
     mut labels: HashMap<String, String>,
     set: Vec<(String, String)>,

@@ -114,7 +114,7 @@ impl Access {
         self.trusted == Trusted::AllLocalUsers
     }
 
-    /// The rule for people.
+    /// The rule as it is printed.
     pub(super) fn note(&self) -> &'static str {
         match self.trusted {
             Trusted::SecretOnly => {

@@ -84,7 +84,7 @@ impl Listener {
         }
     }
 
-    /// The address for people.
+    /// The address as it is printed.
     pub(super) fn address(&self) -> String {
         match self {
             Self::Tcp(tcp) => SocketAddr::from((Ipv4Addr::LOCALHOST, tcp.port)).to_string(),
@@ -248,7 +248,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_socket_is_private_has_one_owner_and_vanishes() {
+    async fn a_socket_is_private_has_one_owner_and_is_removed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("spark.sock");
         let bind = || Listener::bind(Place::Socket(path.clone()));

@@ -126,7 +126,7 @@ impl Server {
         })
     }
 
-    /// The address for people.
+    /// The address as it is printed.
     pub(super) fn address(&self) -> &str {
         &self.address
     }

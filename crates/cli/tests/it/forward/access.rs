@@ -14,27 +14,27 @@ use tokio::process::{Child, Command};
 use tonic::Code;
 
 #[tokio::test]
-async fn a_client_without_the_secret_gets_nothing() {
+async fn a_client_without_the_secret_gets_an_error() {
     let stack = Stack::start().await;
     let session = stack.active("ada").await;
     let forwarder = Forwarder::start(&stack, &[&session, "--port", "0"]).await;
     let wrong = "0".repeat(32);
-    let (mut stranger, mut liar) = (
-        forwarder.stranger().await,
+    let (mut without, mut wrong_client) = (
+        forwarder.client_without_secret().await,
         Client::connect(&forwarder.address, Some(&wrong)).await,
     );
     for _ in 0..3 {
-        let answer = stranger.call(Shape::Echo).await;
+        let answer = without.call(Shape::Echo).await;
         assert_eq!(answer.code, Code::Unauthenticated, "{answer:?}");
         assert_eq!(answer.reason, Some(Reason::TokenMissing));
         assert!(answer.message.contains("x-berth-secret"), "{answer:?}");
-        let answer = liar.call(Shape::Echo).await;
+        let answer = wrong_client.call(Shape::Echo).await;
         assert_eq!(answer.reason, Some(Reason::TokenInvalid), "{answer:?}");
     }
-    assert!(stack.spark.seen().requests.is_empty(), "nothing passes");
-    // A session token, which the stranger may have, is no secret.
+    assert!(stack.spark.seen().requests.is_empty(), "no call is forwarded");
+    // A session token, which the client may have, is no secret.
     let token = stack.issue("ada", &session).await.token;
-    let answer = stranger
+    let answer = without
         .call_header("authorization", &format!("Bearer {token}"))
         .await;
     assert_eq!(answer.reason, Some(Reason::TokenInvalid), "{answer:?}");
@@ -51,17 +51,22 @@ async fn the_secret_counts_for_its_connection_and_can_be_a_token() {
     let session = stack.active("ada").await;
     let forwarder = Forwarder::start(&stack, &[&session, "--port", "0"]).await;
     let secret = forwarder.secret().unwrap();
-    let mut client = forwarder.stranger().await;
+    let mut client = forwarder.client_without_secret().await;
     let answer = client.call_header("x-berth-secret", secret).await;
     assert_eq!(answer.code, Code::Ok, "{answer:?}");
     assert_eq!(client.call(Shape::Echo).await.code, Code::Ok);
     for header in ["authorization", "authentication"] {
-        let mut client = forwarder.stranger().await;
+        let mut client = forwarder.client_without_secret().await;
         let answer = client.call_header(header, &format!("Bearer {secret}")).await;
         assert_eq!(answer.code, Code::Ok, "{header}: {answer:?}");
     }
     assert_eq!(
-        forwarder.stranger().await.call(Shape::Echo).await.code,
+        forwarder
+            .client_without_secret()
+            .await
+            .call(Shape::Echo)
+            .await
+            .code,
         Code::Unauthenticated
     );
     // The engine sees neither the secret nor a token.
@@ -74,7 +79,7 @@ async fn readiness_needs_no_secret_on_either_version_of_http() {
     let stack = Stack::start().await;
     let session = stack.active("ada").await;
     let forwarder = Forwarder::start(&stack, &[&session, "--port", "0"]).await;
-    let mut client = forwarder.stranger().await;
+    let mut client = forwarder.client_without_secret().await;
     let ready = client.get("/readyz").await;
     assert_eq!((ready.0.as_u16(), ready.1.as_str()), (200, "ready\n"));
     assert_eq!(client.get("/other").await.0, 404);
@@ -189,11 +194,11 @@ while True:
 }
 
 #[tokio::test]
-async fn processes_of_the_user_can_be_told_from_those_of_others() {
+async fn processes_of_the_user_differ_from_those_of_others() {
     let stack = Stack::start().await;
     let session = stack.active("ada").await;
     let forwarder = Forwarder::start(&stack, &[&session, "--port", "0", "--trust-own-processes"]).await;
-    let answer = forwarder.stranger().await.call(Shape::Echo).await;
+    let answer = forwarder.client_without_secret().await.call(Shape::Echo).await;
     assert_eq!(answer.code, Code::Ok, "{answer:?}");
     // Only root can act as another user; without it, the kernel's table is tested beside the code.
     if let Some(other) = OtherUser::start(&forwarder.address).await {
@@ -214,12 +219,12 @@ async fn processes_of_the_user_can_be_told_from_those_of_others() {
 }
 
 #[tokio::test]
-async fn everybody_can_be_trusted_and_the_command_says_so() {
+async fn all_local_users_can_be_trusted_with_a_warning() {
     let stack = Stack::start().await;
     let session = stack.active("ada").await;
     let forwarder = Forwarder::start(&stack, &[&session, "--port", "0", "--trust-local-users"]).await;
     assert!(!forwarder.url.contains("secret"), "{}", forwarder.url);
-    let answer = forwarder.stranger().await.call(Shape::Echo).await;
+    let answer = forwarder.client_without_secret().await.call(Shape::Echo).await;
     assert_eq!(answer.code, Code::Ok, "{answer:?}");
     if let Some(other) = OtherUser::start(&forwarder.address).await {
         let answer = Client::connect(&other.address, None)

@@ -72,7 +72,7 @@ impl Forwarder {
     }
 
     /// A client on a new connection that sends no secret.
-    async fn stranger(&self) -> Client {
+    async fn client_without_secret(&self) -> Client {
         Client::connect(&self.address, None).await
     }
 
@@ -133,7 +133,7 @@ async fn signals_that_are_ignored_from_the_start_stay_ignored() {
 }
 
 #[tokio::test]
-async fn what_cannot_work_is_said_at_the_start() {
+async fn errors_of_the_start_name_the_fix() {
     let stack = Stack::start().await;
     let session = stack.active("ada").await;
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

@@ -93,7 +93,7 @@ async fn a_cancelled_call_is_cancelled_at_the_engine() {
         stack.spark.until(|seen| seen.resets == 1),
     )
     .await;
-    // A client that vanishes cancels all its calls.
+    // A lost connection cancels all its calls.
     let _call = client.begin(Shape::HangAfterOne).await;
     drop(forwarder);
     within(
