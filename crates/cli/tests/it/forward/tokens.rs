@@ -21,6 +21,8 @@ use tonic::{Code, Status};
 
 /// Time after which a rejected token is replaced.
 const MIN_RENEWAL_INTERVAL: Duration = Duration::from_secs(5);
+/// Bytes of a request that the forwarder keeps.
+const MAX_KEPT_BYTES: usize = 64 * 1024;
 /// Number of concurrent calls.
 const CALLS: usize = 20;
 
@@ -74,7 +76,7 @@ async fn start(state: Shared) -> SocketAddr {
     .await
 }
 
-/// Rejects as spark-proxy does: before it has read the message.
+/// Rejects a call after as many bytes as make a large request one that cannot be sent again.
 async fn answer(
     mut respond: SendResponse<Bytes>,
     bearer: HeaderValue,
@@ -97,6 +99,14 @@ async fn answer(
         }
     };
     if let Some(reason) = rejection {
+        let mut received = 0;
+        while received <= MAX_KEPT_BYTES
+            && let Some(data) = body.data().await
+        {
+            let data = data.unwrap();
+            let _ = body.flow_control().release_capacity(data.len());
+            received += data.len();
+        }
         let status = Refused::new(reason, "scripted").into_status();
         respond.send_response(trailers_only(&status), true).unwrap();
         return;
