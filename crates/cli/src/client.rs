@@ -2,6 +2,8 @@
 
 use crate::settings::Target;
 use anyhow::{Context as _, Result, bail};
+use session_core::Reason;
+use session_proto::error::{code_of, reason_of};
 use session_proto::v1::audit_service_client::AuditServiceClient;
 use session_proto::v1::catalog_service_client::CatalogServiceClient;
 use session_proto::v1::cluster_service_client::ClusterServiceClient;
@@ -89,7 +91,9 @@ async fn service(target: &Target, address: &str) -> Result<Service> {
     if address.starts_with("https://") {
         let mut tls = ClientTlsConfig::new();
         if let Some(file) = target.ca.as_ref().map(|ca| &ca.value) {
-            let pem = std::fs::read(file).with_context(|| format!("reading {}", file.display()))?;
+            let pem = tokio::fs::read(file)
+                .await
+                .with_context(|| format!("reading {}", file.display()))?;
             tls = tls.ca_certificate(Certificate::from_pem(pem));
         } else {
             tls = tls.with_enabled_roots();
@@ -109,9 +113,24 @@ async fn credential(target: &Target) -> Result<String> {
     }
 }
 
+/// Whether the same call can succeed a moment later. Its effect is unknown: only idempotent calls
+/// may be repeated.
+pub(crate) fn is_temporary(status: &Status) -> bool {
+    match reason_of(status) {
+        Some(reason) => {
+            code_of(reason) == Code::Unavailable || matches!(reason, Reason::RateLimited | Reason::Conflict)
+        }
+        // Of a lost connection, or of a gateway on the way.
+        None => matches!(
+            status.code(),
+            Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Internal | Code::Unknown
+        ),
+    }
+}
+
 /// Adds a hint to transport errors; Berth's own texts already contain one.
 pub(crate) fn explain(status: Status) -> anyhow::Error {
-    let berths_own = session_proto::error::reason_of(&status).is_some();
+    let berths_own = reason_of(&status).is_some();
     if berths_own {
         return anyhow::anyhow!("{}", status.message());
     }
@@ -145,4 +164,28 @@ fn root_cause(status: &Status) -> String {
         cause = deeper;
     }
     cause.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use session_proto::error::Refused;
+
+    #[test]
+    fn outages_are_temporary_and_rejections_are_not() {
+        let of = |reason| is_temporary(&Refused::new(reason, "text").into_status());
+        for reason in [
+            Reason::ControlPlaneUnavailable,
+            Reason::RateLimited,
+            Reason::Conflict,
+        ] {
+            assert!(of(reason), "{reason}");
+        }
+        for reason in [Reason::QuotaExceeded, Reason::NotAuthorized, Reason::Internal] {
+            assert!(!of(reason), "{reason}");
+        }
+        assert!(is_temporary(&Status::unavailable("connection refused")));
+        assert!(is_temporary(&Status::internal("h2 protocol error")));
+        assert!(!is_temporary(&Status::unauthenticated("by a gateway")));
+    }
 }

@@ -246,7 +246,7 @@ mod tests {
         assert_eq!(dead(&keys, then.after(DAY * 2)), [], "an hour is left");
         assert_eq!(dead(&keys, then.after(DAY * 3)), keys[..1]);
         assert_eq!(dead(&keys[1..], then.after(DAY * 300)), [], "the last key stays");
-        // A name without a time, as of a Secret that somebody made by hand.
+        // A name without a time, as of a Secret that was made by hand.
         let named = Entry {
             file: "signing.pem".to_owned(),
             kid: "k".to_owned(),

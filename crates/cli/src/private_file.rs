@@ -81,7 +81,7 @@ pub(crate) fn write(path: &Path, text: &str) -> Result<()> {
         })
         .and_then(|()| std::fs::rename(&temporary, path));
     if written.is_err() {
-        // What remains of it is no use to anybody.
+        // The rest of it has no use.
         let _ = std::fs::remove_file(&temporary);
     }
     written.with_context(|| format!("writing {}", path.display()))
@@ -105,7 +105,7 @@ pub(crate) fn remove(path: &Path) -> Result<bool> {
 }
 
 /// The lock beside a file, held until dropped. The lock file itself stays: a
-/// removed one could be locked by two commands at once.
+/// removed one could be locked by two commands.
 #[derive(Debug)]
 pub(crate) struct Lock {
     _file: File,

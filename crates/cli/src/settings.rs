@@ -99,13 +99,24 @@ impl Credential {
     pub(crate) async fn secret(&self) -> Result<String> {
         match self {
             Self::Key(text) | Self::Token(text) => Ok(text.clone()),
-            Self::KeyFile(file) | Self::TokenFile(file) => read_credential(file),
+            Self::KeyFile(file) | Self::TokenFile(file) => {
+                let file = file.clone();
+                // A network file system can take long.
+                tokio::task::spawn_blocking(move || read_credential(&file)).await?
+            }
             Self::Login { context, oidc } => login::current_token(context, oidc).await,
         }
     }
 }
 
 fn read_credential(file: &Path) -> Result<String> {
+    // Opening a pipe would wait for its writer, and its text cannot be read again.
+    if std::fs::metadata(file).is_ok_and(|metadata| !metadata.is_file()) {
+        bail!(
+            "{} is not a regular file: write the key or token to a file, or set BERTH_KEY or BERTH_TOKEN",
+            file.display()
+        );
+    }
     let text = private_file::read(file)?
         .with_context(|| format!("there is no file {}", file.display()))?
         .trim()

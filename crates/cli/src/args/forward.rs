@@ -34,11 +34,11 @@ pub(crate) struct Connect {
     /// The session's id.
     #[arg(required_unless_present = "create", conflicts_with = "create")]
     pub(crate) session: Option<String>,
-    /// Port on 127.0.0.1; 0 selects a free one.
+    /// Port on 127.0.0.1 and [::1]; 0 selects a free one.
     #[arg(long, default_value_t = SPARK_CONNECT_PORT, help_heading = LOCAL)]
     pub(crate) port: u16,
     /// A UNIX socket in place of the port; only your user can open it.
-    #[arg(long, value_name = "PATH", conflicts_with = "port", help_heading = LOCAL)]
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["port", "trust_local_users"], help_heading = LOCAL)]
     pub(crate) socket: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) access: AccessArgs,
@@ -51,7 +51,7 @@ pub(crate) struct Exec {
     /// The session's id.
     #[arg(required_unless_present = "create", conflicts_with = "create")]
     pub(crate) session: Option<String>,
-    /// Port on 127.0.0.1; default: a free one.
+    /// Port on 127.0.0.1 and [::1]; default: a free one.
     #[arg(long, default_value_t = 0, hide_default_value = true, help_heading = LOCAL)]
     pub(crate) port: u16,
     /// Listen on port 15002 and accept programs of your user without the
@@ -81,7 +81,7 @@ pub(crate) struct AccessArgs {
     /// Maximum number of client connections.
     #[arg(long, value_name = "NUMBER", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub(crate) max_connections: u32,
-    /// Maximum number of calls at once, running queries included. Calls that
+    /// Maximum number of concurrent calls, running queries included. Calls that
     /// end work are not limited.
     #[arg(long, value_name = "NUMBER", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub(crate) max_calls: u32,

@@ -12,7 +12,7 @@ pub(crate) enum Keys {
         file: PathBuf,
     },
     /// Create a new signing key in the folder that token-issuer follows
-    /// (`keys.dir`). It is published at once and signs automatically later.
+    /// (`keys.dir`). It is published immediately and signs automatically later.
     Rotate {
         /// The folder.
         dir: PathBuf,
@@ -59,7 +59,7 @@ pub(crate) struct KeySecret {
     /// Labels of a new Secret, as key=value; may be repeated.
     #[arg(long = "label", value_parser = label)]
     pub(crate) labels: Vec<(String, String)>,
-    /// Add a key, which is published at once and signs automatically later, and
+    /// Add a key, which is published immediately and signs automatically later, and
     /// remove keys of which no token can be valid any more.
     #[arg(long)]
     pub(crate) rotate: bool,

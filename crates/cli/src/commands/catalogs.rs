@@ -1,4 +1,4 @@
-//! Catalog commands: list for everybody, define and test for org admins.
+//! Catalog commands: list for all users, define and test for org admins.
 
 use crate::args::CatalogCommand;
 use crate::client::{self, explain};

@@ -1,4 +1,4 @@
-//! Cluster commands: list for everybody, define for platform admins.
+//! Cluster commands: list for all users, define for platform admins.
 
 use crate::args::ClusterCommand;
 use crate::client::{self, explain};

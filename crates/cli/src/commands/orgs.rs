@@ -95,7 +95,7 @@ async fn describe(target: &Target, name: String) -> Result<v1::Org> {
     Ok(described.org.unwrap_or_default())
 }
 
-/// The API replaces all limits at once.
+/// The API replaces all limits together.
 fn changed(limits: v1::Limits, wanted: LimitArgs) -> v1::Limits {
     v1::Limits {
         live_sessions_per_owner: wanted

@@ -39,14 +39,28 @@ pub(super) async fn create_session(target: &Target, output: Output, create: Crea
 }
 
 /// Creates a session; its start continues.
-pub(crate) async fn create_from(
+async fn create_from(
     target: &Target,
     cluster: String,
     options: SessionOptions,
     request_id: Option<String>,
 ) -> Result<v1::Session> {
+    let created = client::sessions(target)
+        .await?
+        .create_session(create_request(cluster, options, request_id))
+        .await
+        .map_err(explain)?
+        .into_inner();
+    Ok(created.session.unwrap_or_default())
+}
+
+pub(crate) fn create_request(
+    cluster: String,
+    options: SessionOptions,
+    request_id: Option<String>,
+) -> v1::CreateSessionRequest {
     let labels = options.labels().into_iter().collect();
-    let request = v1::CreateSessionRequest {
+    v1::CreateSessionRequest {
         request_id: request_id.unwrap_or_default(),
         cluster,
         catalog: options.catalog.unwrap_or_default(),
@@ -57,14 +71,7 @@ pub(crate) async fn create_from(
         close_after_idle: options.close_after_idle.map(convert::duration),
         max_lifetime: options.max_lifetime.map(convert::duration),
         profile: options.profile.unwrap_or_default(),
-    };
-    let created = client::sessions(target)
-        .await?
-        .create_session(request)
-        .await
-        .map_err(explain)?
-        .into_inner();
-    Ok(created.session.unwrap_or_default())
+    }
 }
 
 /// Waits until the start of a session has ended, and shows its phases. Ctrl-C
@@ -367,7 +374,7 @@ fn is_conflict(status: &tonic::Status) -> bool {
     session_proto::error::reason_of(status) == Some(session_core::Reason::Conflict)
 }
 
-/// The API replaces all labels at once.
+/// The API replaces all labels together.
 fn relabelled(
     mut labels: HashMap<String, String>,
     set: Vec<(String, String)>,

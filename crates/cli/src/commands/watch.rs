@@ -84,7 +84,7 @@ async fn follow(
 
 fn print(output: Output, session: &v1::Session, event: Option<&v1::SessionEvent>) {
     match output {
-        // One object per line, so that programs can parse each update at once.
+        // One object per line, so that programs can parse each update immediately.
         Output::Json => {
             let line = json!({"session": json::value(session), "event": json::value(&event)});
             output::json_text(&line.to_string());

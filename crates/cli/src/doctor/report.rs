@@ -34,7 +34,7 @@ impl Part {
     }
 }
 
-/// All steps so far. In table output each is printed at once.
+/// All steps so far. In table output each is printed immediately.
 pub(crate) struct Report {
     output: Output,
     steps: Vec<Value>,

@@ -86,5 +86,5 @@ async fn poll(provider: &Provider, authorization: &Authorization, life: Duration
             _ => bail!("the provider refuses the sign-in: {refusal}"),
         }
     }
-    bail!("nobody signed in in time: run `berth login` again")
+    bail!("there was no sign-in in time: run `berth login` again")
 }

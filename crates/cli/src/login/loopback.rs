@@ -56,7 +56,7 @@ pub(super) async fn sign_in(provider: &Provider, timeout: Duration) -> Result<St
     }
     let code = tokio::time::timeout(timeout, wait_for_code(&listener, provider, &state))
         .await
-        .context("nobody signed in in time: run `berth login` again")??;
+        .context("there was no sign-in in time: run `berth login` again")??;
     let grant = [
         ("grant_type", "authorization_code".to_owned()),
         ("code", code),

@@ -201,3 +201,18 @@ async fn a_user_without_a_home_has_no_contexts_and_no_problem() {
     let ended = berth.run(&["session", "list"], &named).await;
     assert_eq!(ended.code, Some(1), "{ended:?}");
 }
+
+/// Reading a pipe without a writer would wait forever.
+#[tokio::test]
+async fn a_key_file_is_a_regular_file() {
+    let berth = Berth::new();
+    let pipe = berth.file("pipe");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+    assert!(made.unwrap().success());
+    for option in ["--key-file", "--token-file"] {
+        let args = [option, pipe.to_str().unwrap(), "session", "list"];
+        let ended = berth.run(&args, &[]).await;
+        assert_eq!(ended.code, Some(1), "{ended:?}");
+        assert!(ended.stderr.contains("regular file"), "{ended:?}");
+    }
+}

@@ -1,8 +1,10 @@
-//! A connection: plaintext or TLS, of a server or a client, with its peer and
-//! its idle timeout.
+//! A connection: plaintext or TLS, of a server or a client, with its peer, its idle timeout and its
+//! close.
 
+mod lingering_io;
 mod usage;
 
+pub use lingering_io::LingeringIo;
 pub use usage::{ConnectionUse, IdleLimits, OpenCall};
 
 use crate::limiter::Permit;

@@ -7,7 +7,6 @@
 
 use crate::call::{ConnectionState, handle};
 use crate::config::{LimitConfig, TlsMode};
-use crate::downstream::lingering_io::LingeringIo;
 use crate::downstream::proxy_protocol::{self, ProxyHeaderError};
 use crate::downstream::read_pacing::{PacedIo, ReadPacing};
 use crate::grpc::keepalive::{Keepalive, KeepaliveAction, KeepaliveConfig, KeepaliveState, TrackedIo};
@@ -18,7 +17,7 @@ use crate::worker::Worker;
 use anyhow::Context as _;
 use bytes::Bytes;
 use h2::server;
-use service_kit::connection::Conn;
+use service_kit::connection::{Conn, LingeringIo};
 use service_kit::http2::list_size;
 use service_kit::limiter::{Permit, address_key};
 use session_core::Reason;

@@ -5,7 +5,7 @@
 //!                                              │ proxy_protocol: client IP
 //!                                              │ TLS, HTTP/2
 //!                                              │ read_pacing: small reads until a valid token
-//!                                              │ lingering_io: the close waits for the client
+//!                                              │ LingeringIo: the close waits for the client
 //!                                              ▼
 //!                                           call::handle, one task per call
 //! ```
@@ -13,6 +13,5 @@
 pub(crate) mod acceptor;
 pub(crate) mod connection;
 mod frame_rate;
-mod lingering_io;
 mod proxy_protocol;
 mod read_pacing;

@@ -33,9 +33,9 @@ async fn every_client_connects() -> Result<()> {
     Ok(())
 }
 
-/// Clients that know a token and nothing else, such as Airflow's hook.
+/// Clients that have a setting for a token only, such as Airflow's hook.
 #[tokio::test]
-async fn the_secret_can_be_the_token_and_without_it_nothing_passes() -> Result<()> {
+async fn the_secret_can_be_the_token_and_is_required() -> Result<()> {
     let stack = Stack::start().await?;
     let session = stack.session("ada", Engine::Sail, &[])?;
     let forwarder = Forwarder::start(&stack, "ada", &[&session]).await?;

@@ -1,5 +1,5 @@
 //! Who may use the local side. A TCP port of the loopback interface is open to every user of the
-//! machine, so clients send a secret that is made anew for each run, unless the kernel already
+//! machine, so clients send a secret that is new in each run, unless the kernel already
 //! limits the clients to this user.
 
 use http::{HeaderMap, HeaderName, header};
@@ -13,12 +13,14 @@ static AUTHENTICATION: HeaderName = HeaderName::from_static("authentication");
 /// Which connections need no secret.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Trusted {
-    Nobody,
+    /// None.
+    SecretOnly,
     /// Clients of the UNIX socket, which only this user can open.
-    Socket,
+    SocketOwner,
     /// Processes of this user.
     OwnProcesses,
-    Everyone,
+    /// All of this machine.
+    AllLocalUsers,
 }
 
 /// The rule for local clients, and the secret of this run.
@@ -51,27 +53,27 @@ impl Access {
     }
 
     pub(super) fn secret() -> Self {
-        Self::new(Trusted::Nobody)
+        Self::new(Trusted::SecretOnly)
     }
 
     pub(super) fn socket() -> Self {
-        Self::new(Trusted::Socket)
+        Self::new(Trusted::SocketOwner)
     }
 
     pub(super) fn own_processes() -> Self {
         Self::new(Trusted::OwnProcesses)
     }
 
-    pub(super) fn everyone() -> Self {
-        Self::new(Trusted::Everyone)
+    pub(super) fn all_local_users() -> Self {
+        Self::new(Trusted::AllLocalUsers)
     }
 
     /// Whether a new connection needs no secret. `is_own` asks the kernel for the client's user.
     pub(super) async fn trusts_connection(&self, is_own: impl Future<Output = bool>) -> bool {
         match self.trusted {
-            Trusted::Nobody => false,
-            Trusted::Socket | Trusted::OwnProcesses => is_own.await,
-            Trusted::Everyone => true,
+            Trusted::SecretOnly => false,
+            Trusted::SocketOwner | Trusted::OwnProcesses => is_own.await,
+            Trusted::AllLocalUsers => true,
         }
     }
 
@@ -100,24 +102,29 @@ impl Access {
     /// The connection string of a port.
     pub(super) fn connection_url(&self, port: u16) -> String {
         match self.trusted {
-            Trusted::Everyone => format!("sc://127.0.0.1:{port}/"),
-            Trusted::Nobody | Trusted::Socket | Trusted::OwnProcesses => {
+            Trusted::AllLocalUsers => format!("sc://127.0.0.1:{port}/"),
+            Trusted::SecretOnly | Trusted::SocketOwner | Trusted::OwnProcesses => {
                 format!("sc://127.0.0.1:{port}/;{SECRET_HEADER}={}", self.secret)
             }
         }
     }
 
-    /// The rule for people.
+    /// Whether other users of this machine can send queries without the secret.
+    pub(super) fn is_open_to_others(&self) -> bool {
+        self.trusted == Trusted::AllLocalUsers
+    }
+
+    /// The rule as it is printed.
     pub(super) fn note(&self) -> &'static str {
         match self.trusted {
-            Trusted::Nobody => {
+            Trusted::SecretOnly => {
                 "The connection string has a secret of this run, which keeps out other users of this machine."
             }
-            Trusted::Socket => "Only your user can open the socket.",
+            Trusted::SocketOwner => "Only your user can open the socket.",
             Trusted::OwnProcesses => {
                 "Programs of your user need no secret; others need the one in the connection string."
             }
-            Trusted::Everyone => {
+            Trusted::AllLocalUsers => {
                 "Warning: every user of this machine can send queries as you while this runs (--trust-local-users)."
             }
         }
@@ -136,7 +143,7 @@ mod tests {
         assert!(one.secret.bytes().all(|byte| byte.is_ascii_hexdigit()));
         assert!(one.connection_url(15002).ends_with(&one.secret));
         assert!(!format!("{one:?}").contains(&one.secret));
-        assert_eq!(Access::everyone().connection_url(7), "sc://127.0.0.1:7/");
+        assert_eq!(Access::all_local_users().connection_url(7), "sc://127.0.0.1:7/");
     }
 
     #[test]

@@ -3,8 +3,8 @@
 
 use super::access::{SECRET_HEADER, Secret};
 use super::connection::ConnectionState;
-use super::exchange::{End, exchange};
-use super::reply::Reply;
+use super::exchange::{End, exchange, reason_in};
+use super::reply::{ClientGone, Reply};
 use super::request_body::RequestBody;
 use super::server::Shared;
 use super::tokens::SessionToken;
@@ -15,7 +15,7 @@ use h2::server::SendResponse;
 use http::{HeaderName, HeaderValue, Method, Request, Response, header};
 use service_kit::http2::{is_hop_by_hop, list_size, remove_matching};
 use session_core::Reason;
-use session_proto::error::{REASON_TRAILER, Refused};
+use session_proto::error::Refused;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,6 +33,8 @@ const CONNECT_WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 const WARM_TIMEOUT: Duration = Duration::from_secs(5 * 60);
 /// Delay before a call that was not processed is sent again.
 const RETRY_DELAY: Duration = Duration::from_millis(200);
+/// The same while the session starts.
+const WARM_RETRY_DELAY: Duration = Duration::from_secs(2);
 /// Maximum number of attempts that ended without being processed.
 const MAX_UNPROCESSED: u32 = 5;
 
@@ -63,11 +65,15 @@ pub(super) async fn handle(
     };
     tokio::select! {
         () = call.run() => return drop(permits),
-        () = shared.ending.cancelled() => {}
+        () = shared.stopping.cancelled() => {}
     }
-    call.reply.fail(&Status::cancelled(
-        "`berth connect` was stopped. Start it again, and build a new SparkSession with the connection string that it prints.",
-    ));
+    let status = match shared.tokens.over() {
+        Some(over) => over.into_status(),
+        None => Status::cancelled(
+            "`berth connect` was stopped. Start it again, and build a new SparkSession with the connection string that it prints.",
+        ),
+    };
+    call.reply.fail(&status);
 }
 
 /// Requests of programs that are no gRPC clients.
@@ -166,16 +172,22 @@ impl Call<'_> {
     /// Makes attempts until the client has an answer, or is gone.
     async fn run(&mut self) {
         prepare(&mut self.parts, self.shared);
-        if let Err(refused) = self.attempts().await {
-            self.reply.fail(&refused.into_status());
+        match self.attempts().await {
+            Ok(()) | Err(Stop::ClientGone) => {}
+            Err(Stop::Refused(refused)) => self.reply.fail(&refused.into_status()),
         }
     }
 
-    async fn attempts(&mut self) -> Result<(), Refused> {
-        let mut token = self.shared.tokens.valid().await?;
+    async fn attempts(&mut self) -> Result<(), Stop> {
+        let valid = self.shared.tokens.valid();
+        let mut token = unless_gone(&mut self.reply, valid).await??;
         loop {
             match self.attempt(&token).await? {
-                End::Done => return Ok(()),
+                End::Done(reason) => {
+                    self.note_reason(reason, &token);
+                    return Ok(());
+                }
+                End::ClientGone => return Ok(()),
                 End::Lost(status) => {
                     self.reply.fail(&status);
                     return Ok(());
@@ -183,13 +195,13 @@ impl Call<'_> {
                 End::NotProcessed(why) => {
                     self.unprocessed += 1;
                     if self.unprocessed >= MAX_UNPROCESSED || !self.body.rewind() {
-                        return Err(unreachable_proxy(&why));
+                        return Err(unreachable_proxy(&why).into());
                     }
                     if self.unprocessed > 1 {
-                        self.pause(RETRY_DELAY).await;
+                        self.pause(RETRY_DELAY).await?;
                     }
                 }
-                End::Rejected(head) => match self.next_token(&head, token).await? {
+                End::Rejected(head) => match self.next_token(&head, &token).await? {
                     Some(next) => token = next,
                     None => {
                         // Fails only if the client is gone.
@@ -201,12 +213,10 @@ impl Call<'_> {
         }
     }
 
-    async fn attempt(&mut self, token: &SessionToken) -> Result<End, Refused> {
-        let deadline = Instant::now() + CONNECT_WAIT_TIMEOUT;
-        let lease = tokio::select! {
-            lease = self.shared.upstream.lease(deadline) => lease.map_err(|Unreachable(why)| unreachable_proxy(&why))?,
-            () = poll_fn(|cx| self.reply.poll_gone(cx)) => return Ok(End::Done),
-        };
+    async fn attempt(&mut self, token: &SessionToken) -> Result<End, Stop> {
+        let lease = self.shared.upstream.lease(Instant::now() + CONNECT_WAIT_TIMEOUT);
+        let lease = unless_gone(&mut self.reply, lease).await?;
+        let lease = lease.map_err(|Unreachable(why)| unreachable_proxy(&why))?;
         let mut request = Request::from_parts(self.parts.clone(), ());
         let headers = request.headers_mut();
         headers.insert(header::AUTHORIZATION, token.bearer.clone());
@@ -220,27 +230,69 @@ impl Call<'_> {
     async fn next_token(
         &mut self,
         head: &Response<()>,
-        token: Arc<SessionToken>,
-    ) -> Result<Option<Arc<SessionToken>>, Refused> {
-        let reason = head.headers().get(REASON_TRAILER).map(HeaderValue::as_bytes);
-        if is_token_problem(reason) && !self.token_replaced && self.body.rewind() {
+        token: &SessionToken,
+    ) -> Result<Option<Arc<SessionToken>>, Stop> {
+        let reason = reason_in(head.headers());
+        self.note_reason(reason, token);
+        // Only these two reasons prove that the call was not processed: spark-proxy also ends
+        // running calls for the other ones.
+        let is_expired = reason == Some(Reason::TokenExpired);
+        if is_expired && !self.token_replaced && self.body.rewind() {
             self.token_replaced = true;
-            return self.shared.tokens.in_place_of(&token).await.transpose();
+            let next = self.shared.tokens.in_place_of(token);
+            return Ok(unless_gone(&mut self.reply, next).await?.transpose()?);
         }
-        let is_warming = reason == Some(Reason::SessionWarming.as_str().as_bytes());
+        let is_warming = reason == Some(Reason::SessionWarming);
         if is_warming && Instant::now() < self.warm_until && self.body.rewind() {
-            self.pause(RETRY_DELAY).await;
-            return self.shared.tokens.valid().await.map(Some);
+            self.pause(WARM_RETRY_DELAY).await?;
+            let valid = self.shared.tokens.valid();
+            return Ok(Some(unless_gone(&mut self.reply, valid).await??));
         }
         Ok(None)
     }
 
-    /// Waits, unless the client is gone.
-    async fn pause(&mut self, delay: Duration) {
-        tokio::select! {
-            () = tokio::time::sleep(delay) => {}
-            () = poll_fn(|cx| self.reply.poll_gone(cx)) => {}
+    /// Has the token renewed if the call ended for it, or for the session, which the renewal checks.
+    fn note_reason(&self, reason: Option<Reason>, token: &SessionToken) {
+        let tokens = &self.shared.tokens;
+        if matches!(
+            reason,
+            Some(Reason::TokenExpired | Reason::TokenRevoked | Reason::TokenInvalid)
+        ) {
+            tokens.reject(token);
         }
+        if matches!(reason, Some(Reason::SessionClosed | Reason::SessionFailed)) {
+            tokens.request_renewal(token);
+        }
+    }
+
+    async fn pause(&mut self, delay: Duration) -> Result<(), ClientGone> {
+        unless_gone(&mut self.reply, tokio::time::sleep(delay)).await
+    }
+}
+
+/// Why there is no further attempt.
+enum Stop {
+    Refused(Refused),
+    ClientGone,
+}
+
+impl From<Refused> for Stop {
+    fn from(refused: Refused) -> Self {
+        Self::Refused(refused)
+    }
+}
+
+impl From<ClientGone> for Stop {
+    fn from(ClientGone: ClientGone) -> Self {
+        Self::ClientGone
+    }
+}
+
+/// Waits for the result of `work` while the client waits.
+async fn unless_gone<T>(reply: &mut Reply, work: impl Future<Output = T>) -> Result<T, ClientGone> {
+    tokio::select! {
+        done = work => Ok(done),
+        () = poll_fn(|cx| reply.poll_gone(cx)) => Err(ClientGone),
     }
 }
 
@@ -250,15 +302,6 @@ fn prepare(parts: &mut http::request::Parts, shared: &Shared) {
     remove_matching(&mut parts.headers, |name| is_ours(name) || is_hop_by_hop(name));
     parts.headers.insert(&SESSION_ID, shared.session_header.clone());
     parts.uri = shared.upstream.uri(parts.uri.path_and_query());
-}
-
-fn is_token_problem(reason: Option<&[u8]>) -> bool {
-    let problems = [Reason::TokenExpired, Reason::TokenRevoked, Reason::TokenInvalid];
-    reason.is_some_and(|reason| {
-        problems
-            .iter()
-            .any(|problem| problem.as_str().as_bytes() == reason)
-    })
 }
 
 fn unreachable_proxy(why: &str) -> Refused {

@@ -16,6 +16,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
+use service_kit::connection::LingeringIo;
 use session_core::Reason;
 use session_proto::error::Refused;
 use std::collections::VecDeque;
@@ -34,7 +35,7 @@ const HTTP2_PREFACE: u8 = b'P';
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time limit for the first admitted call.
 const FIRST_CALL_TIMEOUT: Duration = Duration::from_secs(15);
-/// Time for the last bytes of a connection that is being closed.
+/// Time for the last bytes of a connection that is closed without an admitted call.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(100);
 const MAX_HTTP1_BUFFER_BYTES: usize = 16 * 1024;
 
@@ -179,7 +180,7 @@ async fn serve_http2(shared: &Arc<Shared>, stream: Box<dyn Stream>, state: Conne
         .max_concurrent_streams(MAX_STREAMS)
         .max_concurrent_reset_streams(MAX_STREAMS as usize)
         .max_send_buffer_size(SEND_BUFFER_BYTES)
-        .handshake(stream);
+        .handshake(LingeringIo::new(stream));
     let Ok(Ok(mut http)) = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await else {
         return;
     };
@@ -219,7 +220,7 @@ async fn serve_http2(shared: &Arc<Shared>, stream: Box<dyn Stream>, state: Conne
 async fn serve_http1(shared: &Arc<Shared>, stream: Box<dyn Stream>) {
     let answer = |request: Request<Incoming>| async move {
         let (status, text) = readyz::answer(shared, request.method(), request.uri().path()).await;
-        let mut response = Response::new(Full::new(Bytes::from(text)));
+        let mut response = Response::new(Full::new(Bytes::from_static(text.as_bytes())));
         *response.status_mut() = status;
         Ok::<_, Infallible>(response)
     };
@@ -228,8 +229,8 @@ async fn serve_http1(shared: &Arc<Shared>, stream: Box<dyn Stream>) {
         .header_read_timeout(HANDSHAKE_TIMEOUT)
         .max_buf_size(MAX_HTTP1_BUFFER_BYTES)
         .keep_alive(false)
-        .serve_connection(TokioIo::new(stream), service_fn(answer));
-    // How it ended, its client knows.
+        .serve_connection(TokioIo::new(LingeringIo::new(stream)), service_fn(answer));
+    // The client sees how it ended.
     let _ = serving.await;
 }
 

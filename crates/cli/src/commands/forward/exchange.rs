@@ -8,6 +8,8 @@ use h2::client::ResponseFuture;
 use h2::{RecvStream, SendStream};
 use http::{HeaderMap, Response, StatusCode};
 use service_kit::http2::{capacity, is_hop_by_hop, is_not_processed, remove_matching};
+use session_core::Reason;
+use session_proto::error::REASON_TRAILER;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::task::Poll;
@@ -15,11 +17,12 @@ use tonic::Status;
 
 /// How an attempt ended.
 pub(super) enum End {
-    /// The client has the whole response, or is gone.
-    Done,
+    /// The client has the whole response; the reason is that of its trailers.
+    Done(Option<Reason>),
+    ClientGone,
     /// spark-proxy provably processed nothing; the client has nothing.
     NotProcessed(String),
-    /// spark-proxy rejected the call before any message; the client has nothing.
+    /// The response is trailers only; the client has nothing. The engine may have processed the call.
     Rejected(Response<()>),
     /// The response was lost.
     Lost(Status),
@@ -27,8 +30,15 @@ pub(super) enum End {
 
 impl From<ClientGone> for End {
     fn from(ClientGone: ClientGone) -> Self {
-        Self::Done
+        Self::ClientGone
     }
+}
+
+/// The reason of Berth in trailers, or in a response of trailers only.
+pub(super) fn reason_in(trailers: &HeaderMap) -> Option<Reason> {
+    let sent = trailers.get(REASON_TRAILER)?.as_bytes();
+    let is_sent = |reason: &Reason| reason.as_str().as_bytes() == sent;
+    Reason::ALL.iter().copied().find(is_sent)
 }
 
 /// Runs one attempt until it ends.
@@ -111,8 +121,9 @@ async fn download(mut response: ResponseFuture, reply: &mut Reply) -> Result<End
             "The response of Berth ended without a status.",
         )));
     };
+    let reason = reason_in(&trailers);
     reply.trailers(trailers)?;
-    Ok(End::Done)
+    Ok(End::Done(reason))
 }
 
 async fn next_data(body: &mut RecvStream, reply: &mut Reply) -> Result<Option<Bytes>, End> {

@@ -68,9 +68,7 @@ async fn run(target: &Target, mut args: Exec) -> Result<u8> {
     let starting = Server::start(target, session.id(), listener, access, &args.access);
     let ran = match signals.unless_stopped(starting).await {
         Ok(server) => {
-            if args.access.trust_local_users {
-                output::note(server.access_note());
-            }
+            server.print_access_warning();
             let ran = command(&server, session.id(), &args.command, &mut signals).await;
             server.stop().await;
             ran

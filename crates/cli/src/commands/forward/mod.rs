@@ -33,7 +33,7 @@ use crate::args::{AccessArgs, Connect};
 use crate::settings::Target;
 use crate::{Output, output};
 use access::Access;
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use listener::{Listener, Place};
 use serde_json::json;
 use server::Server;
@@ -76,12 +76,12 @@ async fn serve(
     let starting = Server::start(target, session.id(), listener, access, args);
     let server = signals.unless_stopped(starting).await?;
     announce(output, &server, session);
-    tokio::select! {
-        over = server.session_over() => bail!("{over}"),
-        _ = signals.stop() => {}
-    }
+    let ended = tokio::select! {
+        over = server.session_over() => Err(anyhow!(over)),
+        _ = signals.stop() => Ok(()),
+    };
     server.stop().await;
-    Ok(())
+    ended
 }
 
 /// Prints the address for clients.
@@ -105,13 +105,13 @@ fn announce(output: Output, server: &Server, session: &Session) {
         server.address(),
         session.id()
     ));
-    output::note(server.access_note());
+    server.print_access_note();
 }
 
 /// The rule for local clients.
 fn access_of(args: &AccessArgs, is_socket: bool) -> Result<Access> {
     if args.trust_local_users {
-        return Ok(Access::everyone());
+        return Ok(Access::all_local_users());
     }
     if is_socket {
         return Ok(Access::socket());

@@ -89,12 +89,12 @@ impl Reply {
     }
 
     /// Answers with a text, for programs that are no gRPC clients.
-    pub(super) fn text(&mut self, head: Response<()>, text: String) {
+    pub(super) fn text(&mut self, head: Response<()>, text: &'static str) {
         if self.begin(head, false).is_ok()
             && let State::Begun(stream) = &mut self.state
         {
             // Fails only if the client is gone.
-            let _ = stream.send_data(Bytes::from(text), true);
+            let _ = stream.send_data(Bytes::from_static(text.as_bytes()), true);
             self.state = State::Done;
         }
     }

@@ -21,8 +21,10 @@ use tokio_util::task::TaskTracker;
 
 /// Time for the first connection to spark-proxy.
 const FIRST_CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
-/// Time for the ends of calls and connections.
-const STOP_TIMEOUT: Duration = Duration::from_secs(1);
+/// Time for the ends of calls and connections. A connection waits for its client, up to 1 s without
+/// bytes; those that take longer are closed first, so that the rest of the time is for their tasks.
+const STOP_TIMEOUT: Duration = Duration::from_secs(2);
+const CONNECTIONS_STOP_TIMEOUT: Duration = Duration::from_millis(1500);
 /// Delay after a failed accept, such as for want of file descriptors.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 /// Minimum time between two hints about TLS.
@@ -40,18 +42,16 @@ pub(super) struct Shared {
     pub(super) connections: Arc<Semaphore>,
     pub(super) max_connections: u32,
     pub(super) lobby: Lobby,
-    /// No new calls.
+    /// The end: no new calls, and an error for those that run.
     pub(super) stopping: CancellationToken,
-    /// Calls end.
-    pub(super) ending: CancellationToken,
     tls_noted: Mutex<Option<Instant>>,
 }
 
 impl Shared {
     /// Waits until connections must end, after their calls.
     pub(super) async fn ended(&self) {
-        self.ending.cancelled().await;
-        tokio::time::sleep(STOP_TIMEOUT / 2).await;
+        self.stopping.cancelled().await;
+        tokio::time::sleep(CONNECTIONS_STOP_TIMEOUT).await;
     }
 
     /// A client has tried TLS; it would retry for minutes without a message.
@@ -112,7 +112,6 @@ impl Server {
             max_connections: args.max_connections,
             lobby: Lobby::default(),
             stopping: CancellationToken::new(),
-            ending: CancellationToken::new(),
             tls_noted: Mutex::default(),
         });
         let connections = TaskTracker::new();
@@ -127,7 +126,7 @@ impl Server {
         })
     }
 
-    /// The address for people.
+    /// The address as it is printed.
     pub(super) fn address(&self) -> &str {
         &self.address
     }
@@ -140,9 +139,19 @@ impl Server {
         }
     }
 
-    /// The rule for local clients, for people.
-    pub(super) fn access_note(&self) -> &'static str {
-        self.shared.access.note()
+    /// Prints the rule for local clients; with `--quiet` only if it is a warning.
+    pub(super) fn print_access_note(&self) {
+        self.print_access_warning();
+        if !self.shared.access.is_open_to_others() {
+            output::note(self.shared.access.note());
+        }
+    }
+
+    /// Prints the warning that other users can send queries, if they can.
+    pub(super) fn print_access_warning(&self) {
+        if self.shared.access.is_open_to_others() {
+            output::error(self.shared.access.note());
+        }
     }
 
     /// Waits until the session is over; returns the reason.
@@ -154,7 +163,6 @@ impl Server {
     pub(super) async fn stop(self) {
         self.accepting.abort();
         self.shared.stopping.cancel();
-        self.shared.ending.cancel();
         self.connections.close();
         // What has not ended by then ends with the process.
         let _ = tokio::time::timeout(STOP_TIMEOUT, self.connections.wait()).await;

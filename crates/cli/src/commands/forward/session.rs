@@ -8,11 +8,21 @@ use crate::output;
 use crate::progress::Progress;
 use crate::settings::Target;
 use anyhow::{Result, bail};
+use service_kit::backoff::Backoff;
 use session_proto::v1;
 use std::time::Duration;
+use tokio::time::Instant;
+use tonic::Status;
 
-/// Time limit for closing the session at the end.
+/// Number of tries to create the session.
+const CREATE_TRIES: u32 = 3;
+/// Time limit for closing the session at the end, and time after which no further try begins.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(30);
+const CLOSE_RETRY_TIME: Duration = Duration::from_secs(20);
+/// Time limit of one try, and delays between tries.
+const TRY_TIMEOUT: Duration = Duration::from_secs(10);
+const MIN_RETRY_DELAY: Duration = Duration::from_millis(500);
+const MAX_RETRY_DELAY: Duration = Duration::from_secs(3);
 
 #[derive(Debug)]
 pub(super) struct Session {
@@ -38,8 +48,8 @@ impl Session {
                 is_created: false,
             });
         };
-        // Not ended by a signal: the session would exist, and nobody would know its id.
-        let created = sessions::create_from(target, cluster, new.options, None).await?;
+        // A signal takes effect afterwards: earlier, the session could exist without its id being known.
+        let created = create(target, cluster, new.options).await?;
         let this = Self {
             id: created.id.clone(),
             is_created: true,
@@ -82,10 +92,53 @@ impl Session {
     }
 }
 
+/// Creates a session. With a request id, a repeated call returns the session of the first.
+async fn create(target: &Target, cluster: String, options: SessionOptions) -> Result<v1::Session> {
+    let request_id = uuid::Uuid::new_v4().to_string();
+    let request = sessions::create_request(cluster, options, Some(request_id));
+    let client = client::sessions(target).await?;
+    let created = retried(
+        |tries| tries < CREATE_TRIES,
+        async || client.clone().create_session(request.clone()).await,
+    )
+    .await?;
+    Ok(created.into_inner().session.unwrap_or_default())
+}
+
 async fn close(target: &Target, id: &str) -> Result<()> {
     let request = v1::CloseSessionRequest {
         session_id: id.to_owned(),
     };
-    let mut client = client::sessions(target).await?;
-    client.close_session(request).await.map(drop).map_err(explain)
+    let begun = Instant::now();
+    let client = client::sessions(target).await?;
+    retried(
+        |_| begun.elapsed() < CLOSE_RETRY_TIME,
+        async || client.clone().close_session(request.clone()).await,
+    )
+    .await
+    .map(drop)
+}
+
+/// Makes an idempotent call, again after a temporary error if `may_repeat` allows it for the number
+/// of tries so far.
+async fn retried<T>(
+    may_repeat: impl Fn(u32) -> bool,
+    call: impl AsyncFn() -> Result<T, Status>,
+) -> Result<T> {
+    let mut backoff = Backoff::new(MIN_RETRY_DELAY, MAX_RETRY_DELAY);
+    loop {
+        let done = tokio::time::timeout(TRY_TIMEOUT, call()).await;
+        let done = done.unwrap_or_else(|_| {
+            Err(Status::deadline_exceeded(format!(
+                "no answer within {TRY_TIMEOUT:?}"
+            )))
+        });
+        match done {
+            Ok(done) => return Ok(done),
+            Err(status) if client::is_temporary(&status) && may_repeat(backoff.failures() + 1) => {
+                backoff.wait().await;
+            }
+            Err(status) => return Err(explain(status)),
+        }
+    }
 }

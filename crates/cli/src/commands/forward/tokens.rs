@@ -1,5 +1,6 @@
 //! The session token of a forwarder: renewed in the background by one task, before it expires and
-//! when spark-proxy rejects it. Calls use the current token and wait only if it has expired.
+//! when spark-proxy rejects it. Calls use the current token and wait only if it has expired or was
+//! rejected.
 
 use crate::client::{self, explain};
 use crate::output;
@@ -15,13 +16,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
-use tonic::{Code, Status};
+use tonic::{Code, Response, Status};
 
 /// Share of its life after which a token is renewed, in percent.
 const RENEW_AFTER_PERCENT: u32 = 75;
 /// Minimum time between two tokens, however short their lives are.
 const MIN_RENEWAL_INTERVAL: Duration = Duration::from_secs(5);
-/// Time limit of one request to token-issuer.
+/// Time limit of one request to token-issuer, reading the credential included.
 const ISSUE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Time for which a call waits for a valid token.
 const TOKEN_WAIT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -74,8 +75,20 @@ struct Problem {
 enum ProblemKind {
     /// An outage.
     Temporary,
-    /// A person must do something, such as sign in again.
+    /// A person must do something, such as sign in again or restore a right to the session.
     Rejected,
+    /// The session is over.
+    Over,
+}
+
+/// Whether calls have a token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Readiness {
+    Ready,
+    /// The token has expired or was rejected, and the next one is on its way.
+    Renewing,
+    /// The same, and the last renewal failed.
+    Failing,
     /// The session is over.
     Over,
 }
@@ -93,6 +106,8 @@ pub(super) struct SessionTokens {
     state: watch::Sender<State>,
     /// The newest token that spark-proxy has rejected.
     rejected: AtomicU64,
+    /// The newest token whose renewal a call has requested.
+    renewal_requested: AtomicU64,
     wake: Notify,
 }
 
@@ -119,15 +134,19 @@ impl SessionTokens {
             ttl,
             state: watch::Sender::new(state),
             rejected: AtomicU64::new(0),
+            renewal_requested: AtomicU64::new(0),
             wake: Notify::new(),
         };
         Ok((tokens, url))
     }
 
-    /// The current token; waits for another one if it has expired.
+    /// The current token; waits for another one if it has expired or was rejected.
     pub(super) async fn valid(&self) -> Result<Arc<SessionToken>, Refused> {
+        if let Some(over) = self.over() {
+            return Err(over);
+        }
         let token = Arc::clone(&self.state.borrow().token);
-        if !token.is_expired() {
+        if self.is_usable(&token) {
             if token.is_due() {
                 // The timer is late if the machine slept.
                 self.wake.notify_one();
@@ -135,6 +154,31 @@ impl SessionTokens {
             return Ok(token);
         }
         self.wait_for_newer(&token).await
+    }
+
+    fn is_usable(&self, token: &SessionToken) -> bool {
+        !token.is_expired() && self.rejected.load(Ordering::Relaxed) < token.serial
+    }
+
+    /// spark-proxy has rejected this token: the next calls need another one.
+    pub(super) fn reject(&self, token: &SessionToken) {
+        self.rejected.fetch_max(token.serial, Ordering::Relaxed);
+        self.request_renewal(token);
+    }
+
+    /// Has this token renewed soon, which also shows whether the session is over.
+    pub(super) fn request_renewal(&self, token: &SessionToken) {
+        self.renewal_requested.fetch_max(token.serial, Ordering::Relaxed);
+        self.wake.notify_one();
+    }
+
+    /// The error of all calls once the session is over.
+    pub(super) fn over(&self) -> Option<Refused> {
+        let state = self.state.borrow();
+        let problem = state.problem.as_ref();
+        problem
+            .filter(|problem| problem.kind == ProblemKind::Over)
+            .map(|problem| problem.refused.clone())
     }
 
     /// A token in place of one that spark-proxy has rejected; `None` if that one is too new to be
@@ -151,8 +195,7 @@ impl SessionTokens {
     }
 
     async fn wait_for_newer(&self, old: &SessionToken) -> Result<Arc<SessionToken>, Refused> {
-        self.rejected.fetch_max(old.serial, Ordering::Relaxed);
-        self.wake.notify_one();
+        self.reject(old);
         let mut state = self.state.subscribe();
         let decided = |state: &State| {
             let problem = state.problem.as_ref();
@@ -170,19 +213,20 @@ impl SessionTokens {
             None => Refused::new(
                 Reason::ControlPlaneUnavailable,
                 format!(
-                    "The session token has expired, and token-issuer did not answer within {TOKEN_WAIT_TIMEOUT:?}."
+                    "The session token has expired or was rejected, and token-issuer did not answer within {TOKEN_WAIT_TIMEOUT:?}."
                 ),
             ),
         })
     }
 
-    /// Whether the current token is valid, and what prevents a new one.
-    pub(super) fn check(&self) -> Result<(), String> {
+    /// Whether calls have a token.
+    pub(super) fn readiness(&self) -> Readiness {
         let state = self.state.borrow();
         match &state.problem {
-            _ if !state.token.is_expired() => Ok(()),
-            Some(problem) => Err(problem.refused.message.clone()),
-            None => Err("the session token has expired and is being renewed".to_owned()),
+            Some(problem) if problem.kind == ProblemKind::Over => Readiness::Over,
+            _ if self.is_usable(&state.token) => Readiness::Ready,
+            Some(_) => Readiness::Failing,
+            None => Readiness::Renewing,
         }
     }
 
@@ -218,7 +262,7 @@ impl SessionTokens {
         let timer = tokio::time::sleep_until(token.requested + token.renewal_age());
         tokio::pin!(timer);
         loop {
-            if token.is_due() || self.rejected.load(Ordering::Relaxed) >= token.serial {
+            if token.is_due() || self.renewal_requested.load(Ordering::Relaxed) >= token.serial {
                 break;
             }
             tokio::select! {
@@ -270,25 +314,19 @@ enum IssueError {
     Local(anyhow::Error),
 }
 
+/// Issues a token; one time limit for reading the credential and for the call.
 async fn issue(
     target: &Target,
     session: &str,
     ttl: Option<Duration>,
     serial: u64,
 ) -> Result<(SessionToken, String), IssueError> {
-    // A new client each time: the credential may have been renewed.
-    let mut client = client::tokens(target).await.map_err(IssueError::Local)?;
-    let request = v1::IssueSessionTokenRequest {
-        session_id: session.to_owned(),
-        ttl: ttl.map(convert::duration),
-    };
     let (requested, requested_at) = (Instant::now(), SystemClock.now());
-    let issued = tokio::time::timeout(ISSUE_TIMEOUT, client.issue_session_token(request))
-        .await
-        .map_err(|_| Status::deadline_exceeded(format!("no answer within {ISSUE_TIMEOUT:?}")))
-        .flatten()
-        .map_err(|status| IssueError::Status(Box::new(status)))?
-        .into_inner();
+    let issued = tokio::time::timeout(ISSUE_TIMEOUT, request(target, session, ttl)).await;
+    let issued = issued.unwrap_or_else(|_| {
+        let text = format!("no answer within {ISSUE_TIMEOUT:?}");
+        Err(IssueError::Status(Box::new(Status::deadline_exceeded(text))))
+    })?;
     let moment = |at: Option<prost_types::Timestamp>| at.as_ref().map(convert::from_timestamp);
     let life = match (moment(issued.issued_at), moment(issued.expires_at)) {
         (Some(from), Some(to)) => to.since(from),
@@ -308,6 +346,30 @@ async fn issue(
     Ok((token, issued.connection_url))
 }
 
+async fn request(
+    target: &Target,
+    session: &str,
+    ttl: Option<Duration>,
+) -> Result<v1::IssueSessionTokenResponse, IssueError> {
+    let request = v1::IssueSessionTokenRequest {
+        session_id: session.to_owned(),
+        ttl: ttl.map(convert::duration),
+    };
+    let target = target.clone();
+    // A new client each time: the credential may have been renewed. It is made by a task of its own,
+    // because a time limit that cut the renewal of a sign-in could lose its new refresh token.
+    let client = tokio::spawn(async move { client::tokens(&target).await });
+    let mut client = client
+        .await
+        .map_err(anyhow::Error::from)
+        .flatten()
+        .map_err(IssueError::Local)?;
+    let issued = client.issue_session_token(request).await;
+    issued
+        .map(Response::into_inner)
+        .map_err(|status| IssueError::Status(Box::new(status)))
+}
+
 fn problem_of(error: IssueError) -> Problem {
     let status = match error {
         IssueError::Local(error) => return rejected(format!("{error:#}")),
@@ -315,10 +377,7 @@ fn problem_of(error: IssueError) -> Problem {
     };
     let reason = reason_of(&status);
     let kind = match (reason, status.code()) {
-        (
-            Some(Reason::SessionClosed | Reason::SessionFailed | Reason::NotAuthorized | Reason::OrgDisabled),
-            _,
-        ) => ProblemKind::Over,
+        (Some(Reason::SessionClosed | Reason::SessionFailed | Reason::OrgDisabled), _) => ProblemKind::Over,
         (_, Code::Unauthenticated | Code::PermissionDenied | Code::InvalidArgument | Code::Unimplemented) => {
             ProblemKind::Rejected
         }
@@ -341,7 +400,7 @@ fn problem_of(error: IssueError) -> Problem {
     }
 }
 
-/// Your own credential is not accepted; the forwarder tries again after a while.
+/// The credential of the user is not accepted; the forwarder tries again after a while.
 fn rejected(text: String) -> Problem {
     Problem {
         refused: Refused::new(
@@ -382,7 +441,8 @@ mod tests {
         let kind = |status: Status| problem_of(IssueError::Status(Box::new(status))).kind;
         let of = |reason| kind(Refused::new(reason, "text").into_status());
         assert_eq!(of(Reason::SessionClosed), ProblemKind::Over);
-        assert_eq!(of(Reason::NotAuthorized), ProblemKind::Over);
+        assert_eq!(of(Reason::SessionFailed), ProblemKind::Over);
+        assert_eq!(of(Reason::NotAuthorized), ProblemKind::Rejected);
         assert_eq!(of(Reason::CallerUnknown), ProblemKind::Rejected);
         assert_eq!(of(Reason::ControlPlaneUnavailable), ProblemKind::Temporary);
         assert_eq!(of(Reason::RateLimited), ProblemKind::Temporary);

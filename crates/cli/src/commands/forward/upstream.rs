@@ -174,7 +174,7 @@ impl Upstream {
         connections.iter().find_map(Connection::lease)
     }
 
-    /// Makes a connection, however often it takes.
+    /// Makes a connection; tries until it succeeds.
     async fn make(&self, last: &mut String) -> Lease {
         let _one_at_a_time = self.connecting.lock().await;
         let mut backoff = Backoff::new(MIN_RETRY_DELAY, MAX_RETRY_DELAY);
@@ -230,7 +230,7 @@ impl Upstream {
         tokio::select! {
             ended = &mut connection => {
                 ended.context("HTTP/2")?;
-                bail!("the connection was closed at once");
+                bail!("the server closed the connection before its first answer");
             }
             answered = pings.ping(Ping::opaque()) => { answered.context("HTTP/2")?; }
         }
@@ -263,7 +263,7 @@ async fn drive(mut connection: client::Connection<Conn, Bytes>, mut pings: PingP
     let driven = poll_fn(|cx| std::pin::Pin::new(&mut connection).poll(cx));
     tokio::select! {
         biased;
-        // How it ended, its calls know.
+        // Its calls get the error.
         _ = driven => {}
         () = lost => {}
     }

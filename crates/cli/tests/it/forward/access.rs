@@ -2,7 +2,7 @@
 
 use super::client::Client;
 use super::{Forwarder, send};
-use crate::support::{Stack, within};
+use crate::support::{Berth, Stack, within};
 use rustix::process::Signal;
 use session_core::Reason;
 use std::os::unix::fs::PermissionsExt as _;
@@ -14,27 +14,27 @@ use tokio::process::{Child, Command};
 use tonic::Code;
 
 #[tokio::test]
-async fn a_client_without_the_secret_gets_nothing() {
+async fn a_client_without_the_secret_gets_an_error() {
     let stack = Stack::start().await;
     let session = stack.active("ada").await;
     let forwarder = Forwarder::start(&stack, &[&session, "--port", "0"]).await;
     let wrong = "0".repeat(32);
-    let (mut stranger, mut liar) = (
-        forwarder.stranger().await,
+    let (mut without, mut wrong_client) = (
+        forwarder.client_without_secret().await,
         Client::connect(&forwarder.address, Some(&wrong)).await,
     );
     for _ in 0..3 {
-        let answer = stranger.call(Shape::Echo).await;
+        let answer = without.call(Shape::Echo).await;
         assert_eq!(answer.code, Code::Unauthenticated, "{answer:?}");
         assert_eq!(answer.reason, Some(Reason::TokenMissing));
         assert!(answer.message.contains("x-berth-secret"), "{answer:?}");
-        let answer = liar.call(Shape::Echo).await;
+        let answer = wrong_client.call(Shape::Echo).await;
         assert_eq!(answer.reason, Some(Reason::TokenInvalid), "{answer:?}");
     }
-    assert!(stack.spark.seen().requests.is_empty(), "nothing passes");
-    // A session token, which the stranger may have, is no secret.
+    assert!(stack.spark.seen().requests.is_empty(), "no call is forwarded");
+    // A session token, which the client may have, is no secret.
     let token = stack.issue("ada", &session).await.token;
-    let answer = stranger
+    let answer = without
         .call_header("authorization", &format!("Bearer {token}"))
         .await;
     assert_eq!(answer.reason, Some(Reason::TokenInvalid), "{answer:?}");
@@ -51,17 +51,22 @@ async fn the_secret_counts_for_its_connection_and_can_be_a_token() {
     let session = stack.active("ada").await;
     let forwarder = Forwarder::start(&stack, &[&session, "--port", "0"]).await;
     let secret = forwarder.secret().unwrap();
-    let mut client = forwarder.stranger().await;
+    let mut client = forwarder.client_without_secret().await;
     let answer = client.call_header("x-berth-secret", secret).await;
     assert_eq!(answer.code, Code::Ok, "{answer:?}");
     assert_eq!(client.call(Shape::Echo).await.code, Code::Ok);
     for header in ["authorization", "authentication"] {
-        let mut client = forwarder.stranger().await;
+        let mut client = forwarder.client_without_secret().await;
         let answer = client.call_header(header, &format!("Bearer {secret}")).await;
         assert_eq!(answer.code, Code::Ok, "{header}: {answer:?}");
     }
     assert_eq!(
-        forwarder.stranger().await.call(Shape::Echo).await.code,
+        forwarder
+            .client_without_secret()
+            .await
+            .call(Shape::Echo)
+            .await
+            .code,
         Code::Unauthenticated
     );
     // The engine sees neither the secret nor a token.
@@ -74,7 +79,7 @@ async fn readiness_needs_no_secret_on_either_version_of_http() {
     let stack = Stack::start().await;
     let session = stack.active("ada").await;
     let forwarder = Forwarder::start(&stack, &[&session, "--port", "0"]).await;
-    let mut client = forwarder.stranger().await;
+    let mut client = forwarder.client_without_secret().await;
     let ready = client.get("/readyz").await;
     assert_eq!((ready.0.as_u16(), ready.1.as_str()), (200, "ready\n"));
     assert_eq!(client.get("/other").await.0, 404);
@@ -108,6 +113,40 @@ async fn a_socket_is_private_and_needs_no_secret() {
     assert_eq!(forwarder.client().await.get("/readyz").await.0, 200);
     assert_eq!(forwarder.end(Signal::TERM).await, Some(0));
     assert!(!path.exists());
+}
+
+/// `localhost` can be either address, and another user could listen on the one that is free.
+#[tokio::test]
+async fn both_addresses_of_localhost_are_served() {
+    if std::net::TcpListener::bind("[::1]:0").is_err() {
+        eprintln!("this machine has no IPv6");
+        return;
+    }
+    let stack = Stack::start().await;
+    let session = stack.active("ada").await;
+    let forwarder = Forwarder::start(&stack, &[&session, "--port", "0"]).await;
+    let (_, port) = forwarder.address.rsplit_once(':').unwrap();
+    let address = format!("[::1]:{port}");
+    let mut client = Client::connect(&address, forwarder.secret()).await;
+    let answer = client.call(Shape::Echo).await;
+    assert_eq!(answer.code, Code::Ok, "{answer:?}");
+    let answer = Client::connect(&address, None).await.call(Shape::Echo).await;
+    assert_eq!(answer.reason, Some(Reason::TokenMissing), "{answer:?}");
+
+    let own = Forwarder::start(&stack, &[&session, "--port", "0", "--trust-own-processes"]).await;
+    let (_, port) = own.address.rsplit_once(':').unwrap();
+    let mut client = Client::connect(&format!("[::1]:{port}"), None).await;
+    assert_eq!(client.call(Shape::Echo).await.code, Code::Ok);
+
+    let taken = std::net::TcpListener::bind("[::1]:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let addresses = stack.addresses();
+    let args = ["connect", &session, "--port", &port];
+    let ended = Berth::new().run(&args, &stack.env("ada", &addresses)).await;
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    for word in ["[::1]", "is in use", "--port 0"] {
+        assert!(ended.stderr.contains(word), "no {word:?} in {ended:?}");
+    }
 }
 
 /// A relay that runs as another user of the machine, if this user may start one.
@@ -155,11 +194,11 @@ while True:
 }
 
 #[tokio::test]
-async fn processes_of_the_user_can_be_told_from_those_of_others() {
+async fn processes_of_the_user_differ_from_those_of_others() {
     let stack = Stack::start().await;
     let session = stack.active("ada").await;
     let forwarder = Forwarder::start(&stack, &[&session, "--port", "0", "--trust-own-processes"]).await;
-    let answer = forwarder.stranger().await.call(Shape::Echo).await;
+    let answer = forwarder.client_without_secret().await.call(Shape::Echo).await;
     assert_eq!(answer.code, Code::Ok, "{answer:?}");
     // Only root can act as another user; without it, the kernel's table is tested beside the code.
     if let Some(other) = OtherUser::start(&forwarder.address).await {
@@ -180,12 +219,12 @@ async fn processes_of_the_user_can_be_told_from_those_of_others() {
 }
 
 #[tokio::test]
-async fn everybody_can_be_trusted_and_the_command_says_so() {
+async fn all_local_users_can_be_trusted_with_a_warning() {
     let stack = Stack::start().await;
     let session = stack.active("ada").await;
     let forwarder = Forwarder::start(&stack, &[&session, "--port", "0", "--trust-local-users"]).await;
     assert!(!forwarder.url.contains("secret"), "{}", forwarder.url);
-    let answer = forwarder.stranger().await.call(Shape::Echo).await;
+    let answer = forwarder.client_without_secret().await.call(Shape::Echo).await;
     assert_eq!(answer.code, Code::Ok, "{answer:?}");
     if let Some(other) = OtherUser::start(&forwarder.address).await {
         let answer = Client::connect(&other.address, None)
@@ -195,20 +234,20 @@ async fn everybody_can_be_trusted_and_the_command_says_so() {
         assert_eq!(answer.code, Code::Ok, "{answer:?}");
     }
 
-    let berth = crate::support::Berth::new();
-    let addresses = stack.addresses();
-    let mut child = berth.start(
-        &["connect", &session, "--port", "0", "--trust-local-users"],
-        &stack.env("ada", &addresses),
-    );
+    // A warning is no hint: --quiet does not omit it.
+    let (berth, addresses) = (Berth::new(), stack.addresses());
+    let env = stack.env("ada", &addresses);
+    let option = "--trust-local-users";
+    let mut child = berth.start(&["--quiet", "connect", &session, "--port", "0", option], &env);
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-    within("the warning", async {
-        while let Some(line) = lines.next_line().await.unwrap() {
-            if line.contains("every user of this machine") {
-                return;
-            }
-        }
-        panic!("no warning");
-    })
-    .await;
+    let warning = within("the warning", lines.next_line()).await.unwrap();
+    assert!(warning.unwrap().contains("every user of this machine"));
+    let args = ["--quiet", "exec", &session, option, "--", "true"];
+    let ended = berth.run(&args, &env).await.good();
+    assert!(ended.stderr.contains("every user of this machine"), "{ended:?}");
+    let ended = berth
+        .run(&["connect", &session, "--socket", "s", option], &env)
+        .await;
+    assert_eq!(ended.code, Some(2), "{ended:?}");
+    assert!(ended.stderr.contains(option), "{ended:?}");
 }

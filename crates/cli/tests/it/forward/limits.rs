@@ -53,17 +53,17 @@ async fn connections_without_the_secret_take_no_places() {
     let session = stack.active("ada").await;
     let forwarder = Forwarder::start(&stack, &[&session, "--port", "0", "--max-connections", "1"]).await;
     let mut oldest = TcpStream::connect(&forwarder.address).await.unwrap();
-    let mut stranger = forwarder.stranger().await;
-    stranger.call(Shape::Echo).await;
-    let mut crowd = Vec::new();
+    let mut without = forwarder.client_without_secret().await;
+    without.call(Shape::Echo).await;
+    let mut others = Vec::new();
     for _ in 0..100 {
-        crowd.push(TcpStream::connect(&forwarder.address).await.unwrap());
+        others.push(TcpStream::connect(&forwarder.address).await.unwrap());
     }
     let answer = forwarder.client().await.call(Shape::Echo).await;
     assert_eq!(answer.code, Code::Ok, "{answer:?}");
     let read = within("the oldest is closed", oldest.read(&mut [0])).await;
     assert!(matches!(read, Ok(0) | Err(_)), "{read:?}");
-    stranger.closed().await;
+    without.closed().await;
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@ mod access;
 mod client;
 mod exec;
 mod limits;
+mod session;
 mod streams;
 mod tokens;
 
@@ -36,11 +37,13 @@ impl Forwarder {
     async fn start_at(stack: &Stack, addresses: &[String; 2], args: &[&str]) -> Self {
         let berth = Berth::new();
         let args = [&["--output", "json", "connect"], args].concat();
-        let mut child = berth
-            .command(&args, &stack.env("ada", addresses))
-            .stderr(Stdio::inherit())
-            .spawn()
-            .unwrap();
+        let mut command = berth.command(&args, &stack.env("ada", addresses));
+        let child = command.stderr(Stdio::inherit()).spawn().unwrap();
+        Self::announced(berth, child).await
+    }
+
+    /// Waits until a child is ready.
+    async fn announced(berth: Berth, mut child: Child) -> Self {
         let stdout = child.stdout.take().unwrap();
         let announced = within("the forwarder is ready", async {
             let mut lines = BufReader::new(stdout).lines();
@@ -69,7 +72,7 @@ impl Forwarder {
     }
 
     /// A client on a new connection that sends no secret.
-    async fn stranger(&self) -> Client {
+    async fn client_without_secret(&self) -> Client {
         Client::connect(&self.address, None).await
     }
 
@@ -105,8 +108,32 @@ async fn a_signal_ends_it_without_an_error_and_its_calls_with_one() {
     }
 }
 
+/// `nohup` ignores SIGHUP for its command, and shells ignore SIGINT and SIGQUIT for their background
+/// jobs.
 #[tokio::test]
-async fn what_cannot_work_is_said_at_the_start() {
+async fn signals_that_are_ignored_from_the_start_stay_ignored() {
+    let stack = Stack::start().await;
+    let session = stack.active("ada").await;
+    let (berth, addresses) = (Berth::new(), stack.addresses());
+    let mut command = berth.script(
+        r#"trap '' HUP INT QUIT; exec "$BERTH" --output json connect "$1" --port 0"#,
+        &[&session],
+        &stack.env("ada", &addresses),
+    );
+    let child = command.stderr(Stdio::inherit()).spawn().unwrap();
+    let forwarder = Forwarder::announced(berth, child).await;
+    let mut client = forwarder.client().await;
+    for signal in [Signal::HUP, Signal::INT, Signal::QUIT] {
+        send(&forwarder.child, signal);
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        let answer = client.call(test_support::fake_spark::Shape::Echo).await;
+        assert_eq!(answer.code, tonic::Code::Ok, "{signal:?}: {answer:?}");
+    }
+    assert_eq!(forwarder.end(Signal::TERM).await, Some(0));
+}
+
+#[tokio::test]
+async fn errors_of_the_start_name_the_fix() {
     let stack = Stack::start().await;
     let session = stack.active("ada").await;
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

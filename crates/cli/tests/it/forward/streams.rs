@@ -4,8 +4,11 @@ use super::Forwarder;
 use super::client::EXECUTE;
 use crate::support::{Stack, within};
 use bytes::Bytes;
+use rustix::process::Signal;
 use std::time::Duration;
 use test_support::fake_spark::{Shape, request};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use tonic::Code;
 
 async fn forwarder() -> (Stack, String, Forwarder) {
@@ -90,7 +93,7 @@ async fn a_cancelled_call_is_cancelled_at_the_engine() {
         stack.spark.until(|seen| seen.resets == 1),
     )
     .await;
-    // A client that vanishes cancels all its calls.
+    // A lost connection cancels all its calls.
     let _call = client.begin(Shape::HangAfterOne).await;
     drop(forwarder);
     within(
@@ -111,4 +114,54 @@ async fn a_session_that_starts_is_waited_for() {
         stack.make_ready("ada", &session, stack.spark.address()).await;
     });
     assert_eq!(answer.code, Code::Ok, "{answer:?}");
+}
+
+/// Reads until the end of an HTTP/2 connection, and answers pings.
+async fn read_to_end(connection: &mut TcpStream) {
+    const PING: u8 = 6;
+    const ACK: u8 = 1;
+    let mut head = [0; 9];
+    while connection.read_exact(&mut head).await.is_ok() {
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        let mut payload = vec![0; length as usize];
+        connection.read_exact(&mut payload).await.unwrap();
+        if head[3] == PING && head[4] & ACK == 0 {
+            head[4] |= ACK;
+            connection.write_all(&head).await.unwrap();
+            connection.write_all(&payload).await.unwrap();
+        }
+    }
+}
+
+/// A reset by the kernel would discard what the client has not received yet.
+#[tokio::test]
+async fn the_end_waits_for_clients_that_still_send() {
+    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    const EMPTY_SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+    const WINDOW_UPDATE: [u8; 13] = [0, 0, 4, 8, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+    let (_stack, _, forwarder) = forwarder().await;
+    let mut http1 = TcpStream::connect(&forwarder.address).await.unwrap();
+    let request = b"GET /readyz HTTP/1.1\r\nhost: localhost\r\n\r\n";
+    http1.write_all(request).await.unwrap();
+    let mut answer = String::new();
+    let read = within("the answer", http1.read_to_string(&mut answer)).await;
+    read.unwrap();
+    still_open(http1, b"x").await;
+
+    let mut http2 = TcpStream::connect(&forwarder.address).await.unwrap();
+    http2.write_all(PREFACE).await.unwrap();
+    http2.write_all(&EMPTY_SETTINGS).await.unwrap();
+    http2.readable().await.unwrap();
+    let ended = tokio::spawn(forwarder.end(Signal::TERM));
+    within("the end of the connection", read_to_end(&mut http2)).await;
+    still_open(http2, &WINDOW_UPDATE).await;
+    assert_eq!(ended.await.unwrap(), Some(0));
+}
+
+/// Sends bytes that a closed connection answers with a reset.
+async fn still_open(mut connection: TcpStream, bytes: &[u8]) {
+    connection.write_all(bytes).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let sent = connection.write_all(bytes).await;
+    assert!(sent.is_ok(), "the connection was reset: {sent:?}");
 }

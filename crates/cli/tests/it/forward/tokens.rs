@@ -14,13 +14,17 @@ use session_proto::reply::{trailers, trailers_only};
 use session_proto::v1;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use test_support::fake_spark::{Shape, message, request};
 use tokio::net::TcpStream;
 use tonic::{Code, Status};
 
 /// Time after which a rejected token is replaced.
 const MIN_RENEWAL_INTERVAL: Duration = Duration::from_secs(5);
+/// Bytes of a request that the forwarder keeps.
+const MAX_KEPT_BYTES: usize = 64 * 1024;
+/// Number of concurrent calls.
+const CALLS: usize = 20;
 
 /// What the proxy has seen, and what it rejects.
 #[derive(Debug, Default)]
@@ -72,7 +76,7 @@ async fn start(state: Shared) -> SocketAddr {
     .await
 }
 
-/// Rejects as spark-proxy does: before it has read the message.
+/// Rejects a call after as many bytes as make a large request one that cannot be sent again.
 async fn answer(
     mut respond: SendResponse<Bytes>,
     bearer: HeaderValue,
@@ -95,6 +99,14 @@ async fn answer(
         }
     };
     if let Some(reason) = rejection {
+        let mut received = 0;
+        while received <= MAX_KEPT_BYTES
+            && let Some(data) = body.data().await
+        {
+            let data = data.unwrap();
+            let _ = body.flow_control().release_capacity(data.len());
+            received += data.len();
+        }
         let status = Refused::new(reason, "scripted").into_status();
         respond.send_response(trailers_only(&status), true).unwrap();
         return;
@@ -123,27 +135,63 @@ async fn issued(stack: &Stack, session: &str) -> usize {
 }
 
 #[tokio::test]
-async fn a_rejected_token_is_replaced_once_for_all_calls() {
-    for reason in [Reason::TokenExpired, Reason::TokenRevoked, Reason::TokenInvalid] {
-        let (stack, session, forwarder, state) = at_proxy(Rejects::FirstToken(reason)).await;
-        let mut client = forwarder.client().await;
-        // A new token would be rejected for the same cause, so it is not asked for.
-        let answer = client.call(Shape::Echo).await;
-        assert_eq!(answer.reason, Some(reason), "{answer:?}");
-        assert_eq!(issued(&stack, &session).await, 1);
+async fn an_expired_token_is_replaced_once_for_all_calls() {
+    let (stack, session, forwarder, state) = at_proxy(Rejects::FirstToken(Reason::TokenExpired)).await;
+    tokio::time::sleep(MIN_RENEWAL_INTERVAL).await;
+    calls_succeed(&forwarder).await;
+    assert_eq!(issued(&stack, &session).await, 2);
+    assert_eq!(state.lock().tokens.len(), 2);
+}
 
+/// The proxy also ends running calls with these reasons, so a call with one may have been processed.
+#[tokio::test]
+async fn a_revoked_token_is_replaced_and_no_call_is_sent_twice() {
+    for reason in [Reason::TokenRevoked, Reason::TokenInvalid] {
+        let (stack, session, forwarder, state) = at_proxy(Rejects::FirstToken(reason)).await;
         tokio::time::sleep(MIN_RENEWAL_INTERVAL).await;
-        let mut calls = tokio::task::JoinSet::new();
-        for _ in 0..20 {
-            let mut client = forwarder.client().await;
-            calls.spawn(async move { client.call(Shape::Echo).await });
-        }
-        for answer in calls.join_all().await {
-            assert_eq!(answer.code, Code::Ok, "{reason}: {answer:?}");
-            assert_eq!(answer.body, request(b"plan"), "the whole request was sent again");
-        }
+        let answer = forwarder.client().await.call(Shape::Echo).await;
+        assert_eq!(answer.reason, Some(reason), "{answer:?}");
+        assert_eq!(state.lock().calls, 1);
+        calls_succeed(&forwarder).await;
+        assert_eq!(state.lock().calls, 1 + CALLS, "{reason}");
         assert_eq!(issued(&stack, &session).await, 2, "{reason}");
-        assert_eq!(state.lock().tokens.len(), 2);
+    }
+}
+
+/// Makes calls on connections of their own.
+async fn calls_succeed(forwarder: &Forwarder) {
+    let mut calls = tokio::task::JoinSet::new();
+    for _ in 0..CALLS {
+        let mut client = forwarder.client().await;
+        calls.spawn(async move { client.call(Shape::Echo).await });
+    }
+    for answer in calls.join_all().await {
+        assert_eq!(answer.code, Code::Ok, "{answer:?}");
+        assert_eq!(answer.body, request(b"plan"), "the whole request was sent");
+    }
+}
+
+#[tokio::test]
+async fn a_call_whose_token_is_revoked_while_it_runs_is_not_sent_again() {
+    for shape in [Shape::Hang, Shape::HangAfterOne] {
+        let stack = Stack::start().await;
+        let session = stack.active("ada").await;
+        let forwarder = Forwarder::start(&stack, &[&session, "--port", "0"]).await;
+        // From now on the forwarder may replace its token.
+        tokio::time::sleep(MIN_RENEWAL_INTERVAL).await;
+        let mut client = forwarder.client().await;
+        let running = tokio::spawn(async move { client.call(shape).await });
+        let called = stack.spark.until(|seen| seen.requests.len() == 1);
+        within("the engine has the call", called).await;
+        let all = v1::RevokeAllSessionTokensRequest { session_id: session };
+        let mut tokens = stack.tokens();
+        let revoked = tokens.revoke_all_session_tokens(stack.asks("ada", all));
+        revoked.await.unwrap();
+        let answer = running.await.unwrap();
+        assert_eq!(answer.reason, Some(Reason::TokenRevoked), "{answer:?}");
+        assert_eq!(stack.spark.seen().requests.len(), 1, "{shape:?}");
+        let answer = forwarder.client().await.call(Shape::Echo).await;
+        assert_eq!(answer.code, Code::Ok, "the next call has a new token: {answer:?}");
     }
 }
 
@@ -159,19 +207,59 @@ async fn a_large_request_is_not_sent_twice() {
     assert_eq!((answer.code, answer.body.len()), (Code::Ok, 4 << 20));
 }
 
+/// The next calls need a new token all the same.
+#[tokio::test]
+async fn the_token_of_a_large_request_is_replaced() {
+    let (stack, session, forwarder, state) = at_proxy(Rejects::FirstToken(Reason::TokenExpired)).await;
+    let mut client = forwarder.client().await;
+    let answer = client.send(Shape::Echo, message(4 << 20)).await;
+    assert_eq!(answer.reason, Some(Reason::TokenExpired), "{answer:?}");
+    assert_eq!(state.lock().calls, 1);
+    within("a new token is issued", async {
+        while issued(&stack, &session).await < 2 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn calls_that_were_not_processed_are_sent_again() {
     let all = [
-        Rejects::Unprocessed(3),
-        Rejects::FirstCalls(3, Reason::SessionWarming),
+        Rejects::Unprocessed(2),
+        Rejects::FirstCalls(2, Reason::SessionWarming),
     ];
     for rejects in all {
         let (_stack, _session, forwarder, state) = at_proxy(rejects).await;
         let answer = forwarder.client().await.call(Shape::Echo).await;
         assert_eq!(answer.code, Code::Ok, "{rejects:?}: {answer:?}");
         assert_eq!(answer.body, request(b"plan"));
-        assert_eq!(state.lock().calls, 4);
+        assert_eq!(state.lock().calls, 3);
     }
+}
+
+#[tokio::test]
+async fn a_starting_session_is_asked_every_two_seconds_while_the_client_waits() {
+    const DELAY: Duration = Duration::from_secs(2);
+    let (_stack, _session, forwarder, state) = at_proxy(Rejects::FirstCalls(1, Reason::SessionWarming)).await;
+    let begun = Instant::now();
+    let answer = forwarder.client().await.call(Shape::Echo).await;
+    assert_eq!(answer.code, Code::Ok, "{answer:?}");
+    assert!(begun.elapsed() >= DELAY, "{:?}", begun.elapsed());
+    assert_eq!(state.lock().calls, 2);
+
+    state.lock().rejects = Some(Rejects::FirstCalls(usize::MAX, Reason::SessionWarming));
+    let mut client = forwarder.client().await;
+    let call = tokio::spawn(async move { client.call(Shape::Echo).await });
+    within("the call arrives", async {
+        while state.lock().calls < 3 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    call.abort();
+    tokio::time::sleep(2 * DELAY).await;
+    assert_eq!(state.lock().calls, 3, "the client is gone");
 }
 
 #[tokio::test]

@@ -55,7 +55,19 @@ impl Berth {
 
     /// The command with these arguments and variables.
     pub(crate) fn command(&self, args: &[&str], env: &[(&str, &str)]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_berth"));
+        self.program(env!("CARGO_BIN_EXE_berth"), args, env)
+    }
+
+    /// A shell script in the same environment; `$BERTH` is the command.
+    pub(crate) fn script(&self, text: &str, args: &[&str], env: &[(&str, &str)]) -> Command {
+        let args = [&["-c", text, "sh"], args].concat();
+        let mut command = self.program("sh", &args, env);
+        command.env("BERTH", env!("CARGO_BIN_EXE_berth"));
+        command
+    }
+
+    fn program(&self, program: &str, args: &[&str], env: &[(&str, &str)]) -> Command {
+        let mut command = Command::new(program);
         command
             .args(args)
             .env_clear()

@@ -2,16 +2,53 @@
 
 use super::tcp_peer::peer;
 use bytes::{Bytes, BytesMut};
-use h2::client::SendRequest;
+use h2::SendStream;
+use h2::client::{ResponseFuture, SendRequest};
 use h2::server::SendResponse;
 use http::{Request, Response};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::net::TcpStream;
 
 /// What happens before a call.
 type Before = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
+
+/// Starts a peer before `target` that loses the answers to the first calls of `method`, so many as
+/// `count`: the service has processed them.
+pub(crate) async fn losing(target: SocketAddr, method: &'static str, count: usize) -> SocketAddr {
+    let left = Arc::new(AtomicUsize::new(count));
+    peer(move |stream: TcpStream| {
+        let left = Arc::clone(&left);
+        async move {
+            let mut clients = h2::server::handshake(stream).await.unwrap();
+            let (service, connection) = h2::client::handshake(TcpStream::connect(target).await.unwrap())
+                .await
+                .unwrap();
+            tokio::spawn(connection);
+            while let Some(Ok((request, mut respond))) = clients.accept().await {
+                let (service, left) = (service.clone(), Arc::clone(&left));
+                tokio::spawn(async move {
+                    let request = whole(request).await;
+                    let is_counted = request.uri().path().ends_with(method);
+                    let one_less = |left: usize| left.checked_sub(1);
+                    let is_lost = is_counted
+                        && left
+                            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less)
+                            .is_ok();
+                    if !is_lost {
+                        return forward(service, request, respond).await;
+                    }
+                    let (response, _body) = call(service, request).await;
+                    response.await.unwrap();
+                    respond.send_reset(h2::Reason::INTERNAL_ERROR);
+                });
+            }
+        }
+    })
+    .await
+}
 
 /// Starts a peer before `target`; each call of `method` waits for `before`.
 pub(crate) async fn forwarding<F>(
@@ -57,13 +94,18 @@ async fn whole(request: Request<h2::RecvStream>) -> Request<Bytes> {
     Request::from_parts(head, bytes.freeze())
 }
 
-async fn forward(service: SendRequest<Bytes>, request: Request<Bytes>, mut respond: SendResponse<Bytes>) {
+async fn call(service: SendRequest<Bytes>, request: Request<Bytes>) -> (ResponseFuture, SendStream<Bytes>) {
     let (head, bytes) = request.into_parts();
     let mut service = service.ready().await.unwrap();
     let (response, mut body) = service
         .send_request(Request::from_parts(head, ()), false)
         .unwrap();
     body.send_data(bytes, true).unwrap();
+    (response, body)
+}
+
+async fn forward(service: SendRequest<Bytes>, request: Request<Bytes>, mut respond: SendResponse<Bytes>) {
+    let (response, _body) = call(service, request).await;
     let (head, mut body) = response.await.unwrap().into_parts();
     let ended = body.is_end_stream();
     let mut answer = respond

@@ -10,7 +10,7 @@ use tokio::io::{AsyncBufReadExt as _, BufReader};
 
 const LIMIT: Duration = Duration::from_secs(240);
 
-/// As people write it: nothing of Berth, and functions before there is a session.
+/// A usual program: nothing of Berth, and functions before there is a session.
 const PROGRAM: &str = "
 import sys
 from pyspark.sql import SparkSession
@@ -24,10 +24,18 @@ spark.stop()
 sys.exit(int(sys.argv[1]))
 ";
 
-fn program(stack: &Stack) -> Result<String> {
+/// The interpreter and the file of the program.
+fn program(stack: &Stack) -> Result<[String; 2]> {
     let path = stack.dir.path().join("program.py");
     std::fs::write(&path, PROGRAM)?;
-    Ok(path.display().to_string())
+    let python = installed("venv-sail/bin/python")?;
+    Ok([python, path].map(|path| path.display().to_string()))
+}
+
+/// The arguments that run the program, with an argument, in a session of its own.
+fn exec_created<'a>(more: &[&'a str], [python, path]: &'a [String; 2], arg: &'a str) -> Vec<&'a str> {
+    let exec = ["exec", "--create", "--cluster", Engine::Sail.cluster()];
+    [&exec[..], more, &["--", python, path, arg]].concat()
 }
 
 async fn only_session(stack: &Stack) -> Result<Value> {
@@ -40,23 +48,10 @@ async fn only_session(stack: &Stack) -> Result<Value> {
 #[tokio::test]
 async fn a_command_has_a_session_of_its_own() -> Result<()> {
     let stack = Stack::start().await?;
-    let program = program(&stack)?;
-    let python = installed("venv-sail/bin/python")?.display().to_string();
-    let args = [
-        "exec",
-        "--create",
-        "--cluster",
-        Engine::Sail.cluster(),
-        "--name",
-        "job",
-        "--label",
-        "team=etl",
-        "--",
-        &python,
-        &program,
-        "3",
-    ];
-    let output = tokio::time::timeout(LIMIT, stack.berth_command("ada", &args)?.output()).await??;
+    let command = program(&stack)?;
+    let more = ["--name", "job", "--label", "team=etl"];
+    let mut command = stack.berth_command("ada", &exec_created(&more, &command, "3"))?;
+    let output = tokio::time::timeout(LIMIT, command.output()).await??;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.code() == Some(3), "{:?}: {said}", output.status);
     ensure!(output.stdout == b"total 55\n", "{output:?}");
@@ -74,20 +69,9 @@ async fn a_command_has_a_session_of_its_own() -> Result<()> {
 #[tokio::test]
 async fn a_signal_ends_the_command_and_closes_the_session() -> Result<()> {
     let stack = Stack::start().await?;
-    let program = program(&stack)?;
-    let python = installed("venv-sail/bin/python")?.display().to_string();
-    let args = [
-        "exec",
-        "--create",
-        "--cluster",
-        "sail",
-        "--",
-        &python,
-        &program,
-        "wait",
-    ];
+    let command = program(&stack)?;
     let mut child = stack
-        .berth_command("ada", &args)?
+        .berth_command("ada", &exec_created(&[], &command, "wait"))?
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()?;
@@ -125,7 +109,7 @@ spark.stop()
         ensure!(output.status.success(), "{venv}: {said}");
         ensure!(output.stdout == b"7\n", "{venv}: {output:?}");
     }
-    // The session was there before, and stays.
+    // `berth exec` did not create the session and does not close it.
     ensure!(stack.show("ada", &session)?["status"] == "active");
     Ok(())
 }

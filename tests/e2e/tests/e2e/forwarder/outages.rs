@@ -1,4 +1,4 @@
-//! What goes on while parts of Berth restart, and an idle session.
+//! Restarts of spark-proxy and token-issuer, and an idle session.
 
 use super::load::{Caller, issued};
 use anyhow::{Context, Result, ensure};
@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 /// When a token of 60 s is renewed.
 const RENEWAL: Duration = Duration::from_secs(45);
 
-/// The proxy is killed and comes back; token-issuer is away when the token
-/// must be renewed. Calls wait for the proxy, and the renewal is made up for.
+/// The proxy is killed and restarted; token-issuer is down when the token must
+/// be renewed. Calls wait for the proxy, and the renewal follows later.
 #[tokio::test]
 async fn a_restart_loses_neither_calls_nor_the_renewal() -> Result<()> {
     let mut stack = Stack::start().await?;
@@ -28,7 +28,7 @@ async fn a_restart_loses_neither_calls_nor_the_renewal() -> Result<()> {
         stack.proxy.start_ready().await
     });
     restart?;
-    call.context("a call while the proxy was away")?;
+    call.context("a call while the proxy was down")?;
     let answer = notebook.sql("SELECT 1").await?;
     ensure!(answer["error"].is_null(), "{answer}");
 
@@ -36,7 +36,7 @@ async fn a_restart_loses_neither_calls_nor_the_renewal() -> Result<()> {
     tokio::time::sleep((RENEWAL + Duration::from_secs(3)).saturating_sub(begun.elapsed())).await;
     caller.call().await.context("the token is still valid")?;
     stack.issuer.start_ready().await?;
-    // The counter began anew with the process.
+    // The counter starts at 0 with the process.
     wait::until("a new token", Duration::from_secs(30), async || {
         match issued(&stack).await {
             Ok(1) => Ok(()),

@@ -21,7 +21,7 @@ const MAX_DROPPED: usize = 64 * 1024;
 
 /// A connection whose `poll_shutdown` waits for the client's end.
 #[derive(Debug)]
-pub(crate) struct LingeringIo<S> {
+pub struct LingeringIo<S> {
     inner: S,
     linger: Option<Box<Linger>>,
 }
@@ -64,7 +64,8 @@ impl Linger {
 }
 
 impl<S> LingeringIo<S> {
-    pub(crate) fn new(inner: S) -> Self {
+    /// A connection whose end was not sent yet.
+    pub fn new(inner: S) -> Self {
         Self { inner, linger: None }
     }
 }
