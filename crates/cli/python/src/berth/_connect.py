@@ -169,7 +169,7 @@ class _Connector:
             try:
                 record = self._wait(api, record)
                 with _session.opening():
-                    made = _session.find(record.id) or self._open(api, record, owned)
+                    made = self._renewed(_session.find(record.id)) or self._open(api, record, owned)
             except StartTimeout:
                 if owned:
                     _session.close_at_exit(self.control, record.id)
@@ -187,6 +187,13 @@ class _Connector:
             f"after {self.progress.seconds:.1f} s"
         )
         return made
+
+    def _renewed(self, found: Session | None) -> Session | None:
+        """An open session of this process, with a new token of this credential: the last one may be revoked."""
+        if found is not None:
+            self.progress.show("issuing a token")
+            found.renew(self.control, lambda: issue(self.control, found.id, self.ttl))
+        return found
 
     def _open(self, api: Api, record: m.Session, owned: bool) -> Session:
         self.progress.show("issuing a token")

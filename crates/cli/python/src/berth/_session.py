@@ -8,12 +8,12 @@ import os
 import threading
 from datetime import datetime, timedelta, timezone
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Callable
 
 from . import _messages as m
 from . import _pyspark
 from ._control import ControlPlane
-from ._tokens import SessionTokens
+from ._tokens import Issued, SessionTokens
 from .errors import ClientError, ConfigurationError, ServerError
 
 if TYPE_CHECKING:
@@ -102,6 +102,11 @@ class Session:
                 self.spark.release_session_on_close = False
             if not _pyspark.is_stopped(self.spark):
                 self.spark.stop()
+
+    def renew(self, control: ControlPlane, issue: Callable[[], Issued]) -> None:
+        """Issues a new token, and uses this credential from now on."""
+        self._tokens.renew(issue)
+        self._control = control
 
     def is_usable(self) -> bool:
         """Whether it was not closed here, and its SparkSession was not stopped."""

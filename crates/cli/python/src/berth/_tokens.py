@@ -43,8 +43,9 @@ class TokenSource(Protocol):
 class SessionTokens:
     """The current token of a session. Thread-safe; one renewal at a time.
 
-    Expiry is judged by this machine's monotonic clock, so a wrong wall clock has no effect. PySpark copies its
-    channel builder deeply, so a copy of this object is the object itself.
+    The age of a token is the larger one by two clocks. The monotonic clock stands still while the machine is
+    suspended, and the wall clock can be set back. PySpark copies its channel builder deeply, so a copy of this
+    object is the object itself.
     """
 
     def __init__(self, session: str, issue: Callable[[], Issued]) -> None:
@@ -82,18 +83,35 @@ class SessionTokens:
         waits for the renewal. If Berth does not answer, the error is temporary, and PySpark tries again. If Berth
         refuses, the old token is returned, because spark-proxy then explains the refusal at once.
         """
-        now = time.monotonic()
-        if now < self._renew_at:
+        age = self._age()
+        if age < self._renew_after:
             return self._issued.token
-        if now < self._expires_at:
+        if age < self._expires_after:
             self._renew_in_background()
             return self._issued.token
         with self._lock:
-            if time.monotonic() >= self._expires_at:
+            if self._age() >= self._expires_after:
                 self._renew()
         if isinstance(self._failure, Unreachable):
             raise self._failure
         return self._issued.token
+
+    def renew(self, issue: Callable[[], Issued]) -> None:
+        """Issues a new token now, and by ``issue`` from now on.
+
+        If Berth does not answer, the present token serves as long as it is valid.
+        """
+        with self._lock:
+            self._issue = issue
+            try:
+                self._take(issue())
+            except Unreachable:
+                if self._age() >= self._expires_after:
+                    raise
+
+    def _age(self) -> float:
+        """Seconds since the present token was received."""
+        return max(time.monotonic() - self._taken[0], time.time() - self._taken[1])
 
     def _renew_in_background(self) -> None:
         if not self._lock.acquire(blocking=False):
@@ -110,7 +128,7 @@ class SessionTokens:
 
     def _renew_locked(self) -> None:
         with self._lock:
-            if time.monotonic() >= self._renew_at:
+            if self._age() >= self._renew_after:
                 self._renew()
 
     def _renew(self) -> None:
@@ -126,13 +144,13 @@ class SessionTokens:
             self._tell(error)
 
     def _take(self, issued: Issued) -> None:
-        now = time.monotonic()
         self._issued = issued
+        self._taken = (time.monotonic(), time.time())
         self._failure = None
         self._told = ""
         self._next_attempt = 0.0
-        self._renew_at = now + issued.lifetime * _RENEW_AFTER
-        self._expires_at = now + max(issued.lifetime - _MARGIN, issued.lifetime * _RENEW_AFTER)
+        self._renew_after = issued.lifetime * _RENEW_AFTER
+        self._expires_after = max(issued.lifetime - _MARGIN, self._renew_after)
 
     def _tell(self, error: BerthError) -> None:
         """Says once why the session will stop working: PySpark shows only that the token has expired."""

@@ -94,6 +94,8 @@ def test_a_revoked_token_and_how_it_goes_on(name):
     error = caught(lambda: spark.range(5).collect())
     assert "revoked" in str(error)
     assert_hidden(secrets_of(session), *renderings(error))
+    # The same SparkSession with a new token.
+    assert connect(name=name) is spark and one(spark) == 10
     spark.stop()
     assert one(connect(name=name)) == 10
     session.close()

@@ -121,7 +121,7 @@ def test_an_outage_of_token_issuer_is_survived(environment):
     spark = connect(token_ttl=LIFE)
     session = spark.berth
     issuer = session._control.settings.issuer
-    session._tokens._renew_at = 0.0
+    session._tokens._renew_after = 0.0
     object.__setattr__(session._control.settings, "issuer", "http://127.0.0.1:9")
     assert one(spark) == 10
     until("the failure", lambda: session._tokens._failure, 20)

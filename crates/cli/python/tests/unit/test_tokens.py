@@ -17,13 +17,18 @@ LIFE = 60.0
 
 
 class Clock:
-    """time.monotonic() of the module."""
+    """time.monotonic() and time.time() of the module."""
 
     def __init__(self):
         self.now = 1000.0
+        #: How far the wall clock is ahead: a suspended machine adds to it only.
+        self.ahead = 1.7e9
 
     def monotonic(self):
         return self.now
+
+    def time(self):
+        return self.now + self.ahead
 
 
 class Issuer:
@@ -76,6 +81,45 @@ def test_after_a_long_pause_the_call_waits_for_the_new_one(clock, issuer):
     tokens = SessionTokens("s-1", issuer)
     clock.now += 3600
     assert tokens.current() == "token-2"
+
+
+def test_a_suspended_machine_counts(clock, issuer):
+    """The monotonic clock stands still meanwhile."""
+    tokens = SessionTokens("s-1", issuer)
+    clock.ahead += 45
+    assert tokens.current() == "token-1", "it still serves"
+    settle(tokens)
+    assert tokens.current() == "token-2"
+    clock.ahead += 3600
+    assert tokens.current() == "token-3"
+
+
+def test_a_wall_clock_that_is_set_back_has_no_effect(clock, issuer):
+    tokens = SessionTokens("s-1", issuer)
+    clock.ahead -= 86400
+    assert tokens.current() == "token-1"
+    clock.now += 3600
+    assert tokens.current() == "token-2"
+
+
+def test_a_renewal_on_request_uses_the_new_source(clock, issuer):
+    """As connect() of an open session does, whose token may be revoked and whose credential may be another."""
+    tokens = SessionTokens("s-1", issuer)
+    other = Issuer()
+    other.count = 10
+    tokens.renew(other)
+    assert tokens.current() == "token-11" and issuer.count == 1
+    clock.now += 3600
+    assert tokens.current() == "token-12"
+    other.error = berth.Unreachable("away.", next_step="try again in a few seconds")
+    tokens.renew(other)
+    assert tokens.current() == "token-12", "it is valid, so an outage has no effect"
+    clock.now += 3600
+    with pytest.raises(berth.Unreachable):
+        tokens.renew(other)
+    other.error = berth.PermissionDenied("No.", next_step="ask the administrator")
+    with pytest.raises(berth.PermissionDenied):
+        tokens.renew(other)
 
 
 def test_many_threads_renew_once(clock, issuer):
@@ -133,7 +177,7 @@ def test_a_fork_during_a_renewal_does_not_hang(issuer):
     tokens._lock.acquire()
     child = os.fork()
     if child == 0:
-        tokens._expires_at = tokens._renew_at = 0.0
+        tokens._expires_after = tokens._renew_after = 0.0
         os._exit(0 if tokens.current() == "token-2" else 1)
     end = time.monotonic() + 10
     while time.monotonic() < end:
