@@ -119,6 +119,9 @@ def connect(
 
 def session(session: str | None = None, **options: object) -> Session:
     """As :func:`connect`, but returns the :class:`Session`, whose ``spark`` is the SparkSession."""
+    # As the first statement: the options are a variable of this frame, which tracebacks can show.
+    if isinstance(options.get("credential"), str):
+        options["credential"] = Secret(options["credential"])
     spark = connect(session, **options)  # type: ignore[arg-type]
     return _session.session_of(spark)
 

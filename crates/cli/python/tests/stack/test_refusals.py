@@ -47,6 +47,14 @@ def test_a_wrong_key(environment):
     assert_hidden([wrong()], *renderings(error))
 
 
+def test_no_variable_of_the_package_holds_the_credential(environment):
+    """As %xmode Verbose and error reporters show them: of connect(), session() and all below."""
+    environment.delenv("BERTH_KEY")
+    for make in (berth.connect, berth.session):
+        error = caught(lambda make=make: make(cluster=ENGINE, credential=wrong()))
+        assert_hidden([wrong()], *renderings(error))
+
+
 def test_no_credential(environment):
     environment.delenv("BERTH_KEY")
     error = caught(lambda: berth.connect(cluster=ENGINE))
