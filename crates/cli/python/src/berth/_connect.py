@@ -87,7 +87,8 @@ def connect(
 
     With ``name`` a live session of yours with this name is used, or made anew. With ``session`` (an id) exactly
     that one is. Else a new session is created, and closed when Python exits. ``spark.berth`` is the
-    :class:`Session`; ``with berth.connect() as spark:`` closes it.
+    :class:`Session`. ``with berth.connect() as spark:`` closes the session if this call created it; of a session
+    that it found it only stops the SparkSession.
 
     cluster, catalog, profile, team: of a new session. One cluster needs no name.
     labels, idle (the idle timeout, "30m"): of a new session only.
@@ -168,20 +169,20 @@ class _Connector:
     def connect(self) -> Session:
         with self.control.manager() as api:
             record, created = self._find_or_create(api)
-            owned = created and self.wanted.name is None or _session.is_owned(record.id)
+            # The id of such a session was not returned yet, so only this call can close it.
+            unnamed = created and self.wanted.name is None
             try:
                 record = self._wait(api, record)
                 with _session.opening():
-                    made = self._renewed(_session.find(record.id)) or self._open(api, record, owned)
+                    made = self._renewed(_session.find(record.id)) or self._open(api, record, created)
+                    made.add_use()
             except StartTimeout:
-                if owned:
+                if unnamed:
                     _session.close_at_exit(self.control, record.id)
                 raise
             except BaseException:
-                if owned:
-                    # Nobody could use it: its id was not returned.
-                    with contextlib.suppress(BerthError):
-                        api.call("SessionService", m.CloseSessionRequest(record.id), m.CloseSessionResponse)
+                if unnamed:
+                    self._discard(api, record.id)
                 raise
         name = f" {made.name!r}" if made.name else ""
         engine = "Sail" if made.engine == "sail" else "Apache Spark"
@@ -198,16 +199,24 @@ class _Connector:
             found.renew(self.control, lambda: issue(self.control, found.id, self.ttl))
         return found
 
-    def _open(self, api: Api, record: m.Session, owned: bool) -> Session:
+    def _discard(self, api: Api, session_id: str) -> None:
+        """Closes a session that cannot be returned, now or when Python exits."""
+        _session.forget(session_id)
+        try:
+            api.call("SessionService", m.CloseSessionRequest(session_id), m.CloseSessionResponse)
+        except BerthError:
+            _session.close_at_exit(self.control, session_id)
+
+    def _open(self, api: Api, record: m.Session, created: bool) -> Session:
         self.progress.show("issuing a token")
         tokens = SessionTokens(record.id, lambda: issue(self.control, record.id, self.ttl))
         issued = tokens.issued
         security = Security(issued.tls, self.control.settings.ca, self.control.settings.insecure)
         spark = _pyspark.new_session(record.id, issued.endpoint, security, tokens)
-        made = Session(self.control, record, tokens, spark)
+        made = Session(self.control, record, tokens, spark, created)
         _pyspark.attach(spark, made)
         _session.remember(made)
-        _session.close_at_exit(self.control, record.id if owned else None)
+        _session.close_at_exit(self.control, record.id if created and self.wanted.name is None else None)
         if self.check_versions:
             self._advise(api, made)
         return made

@@ -23,16 +23,23 @@ _EXIT_TIMEOUT = 5.0
 
 
 class Session:
-    """A session of Berth. A context manager that closes it. Thread-safe.
+    """A session of Berth. A context manager that closes it if :func:`berth.connect` created it. Thread-safe.
 
     :func:`berth.session` makes it, and ``spark.berth`` is that of a SparkSession.
     """
 
-    def __init__(self, control: ControlPlane, record: m.Session, tokens: SessionTokens, spark: Any) -> None:
+    def __init__(
+        self, control: ControlPlane, record: m.Session, tokens: SessionTokens, spark: Any, created: bool
+    ) -> None:
         self._control = control
         self._tokens = tokens
         self._lock = threading.Lock()
         self._closed = False
+        self._created = created
+        # Calls of connect() that returned it, less the `with` statements that ended.
+        self._uses = 0
+        # A forked process has this object too, but the session is its parent's.
+        self._process = os.getpid()
         #: Its id, ``s-…``.
         self.id: str = record.id
         #: Its name; empty if it has none.
@@ -58,7 +65,21 @@ class Session:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        if os.getpid() != self._process:
+            return
+        with self._lock:
+            self._uses -= 1
+            if self._uses > 0:
+                return
+        if self._created:
+            self.close()
+        else:
+            self.stop_spark(release=True)
+
+    def add_use(self) -> None:
+        """Counts a connect() that returns this session, so that the last ``with`` statement ends it."""
+        with self._lock:
+            self._uses += 1
 
     @property
     def status(self) -> str:
@@ -85,7 +106,9 @@ class Session:
             api.call("SessionService", m.KeepSessionAliveRequest(self.id, until), m.KeepSessionAliveResponse)
 
     def close(self) -> None:
-        """Ends the session and its compute. Closing it again does nothing."""
+        """Ends the session and its compute. Does nothing if it is closed, and in a forked process."""
+        if os.getpid() != self._process:
+            return
         with self._lock:
             if self._closed:
                 return
@@ -173,9 +196,13 @@ def session_of(spark: Any) -> Session:
     return session
 
 
-def is_owned(session_id: str) -> bool:
-    """Whether it is closed when Python exits."""
-    return session_id in _owned
+def forget(session_id: str) -> None:
+    """Removes a session that is not returned, and stops its SparkSession."""
+    with _sessions_lock:
+        made = _sessions.pop(session_id, None)
+        _owned.pop(session_id, None)
+    if made is not None:
+        made.stop_spark()
 
 
 def _forget(session: Session) -> None:

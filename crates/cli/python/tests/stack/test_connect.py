@@ -5,7 +5,7 @@ import threading
 import types
 
 import pytest
-from conftest import ENGINE, LINE, LOCAL_DATA, STACK, connect, command, live_named, on_sail, one, python, status_of, until
+from conftest import ENGINE, LINE, LOCAL_DATA, STACK, START, connect, command, live_named, on_sail, one, python, status_of, until
 
 import berth
 from berth import _versions
@@ -89,6 +89,55 @@ def test_a_name_with_other_properties_is_an_error_that_says_what_to_do(name):
 
 
 @on_sail
+def test_with_closes_only_what_its_connect_created(name):
+    made = command("session", "create", "--cluster", ENGINE, "--name", name)["id"]
+    with connect(name=name) as spark:
+        assert spark.berth.id == made and one(spark) == 10
+    assert status_of(made) == "active" and spark.is_stopped
+    with berth.session(made, timeout=START) as session:
+        assert one(session.spark) == 10
+    assert status_of(made) == "active"
+    outer = connect(name=name)
+    with connect(name=name) as inner:
+        assert inner is outer
+    assert one(outer) == 10, "the outer connect() still uses it"
+    outer.berth.close()
+    assert status_of(made) == "closed"
+
+
+@on_sail
+def test_nested_with_statements_close_a_session_once():
+    with connect() as outer:
+        with berth.connect(outer.berth.id) as inner:
+            assert inner is outer
+        assert one(outer) == 10
+    assert status_of(outer.berth.id) == "closed"
+
+
+@on_sail
+def test_a_failed_second_connect_leaves_an_unnamed_session_open():
+    """Only the call that created it closes it."""
+    session = connect().berth
+    with pytest.raises(berth.BerthError):
+        berth.connect(session.id, token_ttl="1s")
+    session.spark.stop()
+    with pytest.raises(berth.Unreachable):
+        berth.connect(session.id, issuer="http://127.0.0.1:9")
+    assert status_of(session.id) == "active"
+    assert one(berth.connect(session.id)) == 10
+    session.close()
+
+
+@on_sail
+def test_a_failed_connect_closes_what_it_created():
+    before = {one_["id"] for one_ in command("session", "list", "--all")}
+    with pytest.raises(berth.Unreachable):
+        connect(issuer="http://127.0.0.1:9")
+    made = [one_ for one_ in command("session", "list", "--all") if one_["id"] not in before]
+    assert [one_["status"] for one_ in made] == ["closed"]
+
+
+@on_sail
 def test_two_programs_that_create_a_name_at_once_share_one_session(name):
     made = []
     program = "import sys, berth; print(berth.connect(cluster='sail', name=sys.argv[1], progress=False).berth.id)"
@@ -165,6 +214,9 @@ if child == 0:
     # What the child would close at its exit.
     ok = not _session._sessions and not _session._owned
     _session._at_exit()
+    spark.berth.close()
+    with spark:
+        pass
     os._exit(0 if ok else 1)
 _, status = os.waitpid(child, 0)
 print(os.waitstatus_to_exitcode(status), spark.berth.status, spark.range(3).count())
