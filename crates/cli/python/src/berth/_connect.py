@@ -28,7 +28,6 @@ from .errors import (
     SessionFailed,
     SessionMismatch,
     StartTimeout,
-    Unreachable,
 )
 
 if TYPE_CHECKING:
@@ -335,8 +334,10 @@ class _Connector:
         """Wakes an idle session; returns the seconds until that may be tried again."""
         try:
             api.call("SessionService", m.WarmSessionRequest(record.id), m.WarmSessionResponse, patient=False)
-        except Unreachable as error:
-            # The pause after a start that failed.
+        except BerthError as error:
+            if not error.is_temporary:
+                raise
+            # The pause after a start that failed, or of a rate limit.
             return error.retry_after or _WARM_PAUSE
         return _WARM_PAUSE
 

@@ -27,6 +27,11 @@ class BerthError(Exception):
         #: Seconds after which the same call can succeed, if Berth names them.
         self.retry_after = retry_after
 
+    @property
+    def is_temporary(self) -> bool:
+        """Whether the same call can succeed later without a change."""
+        return isinstance(self, Unreachable) or self.retry_after is not None or self.reason in _TEMPORARY
+
     def __str__(self) -> str:
         end = "" if self.text.endswith((".", "!", "?")) else "."
         return f"{self.text}{end} Next: {self.next_step}"
@@ -120,6 +125,9 @@ class ServerError(BerthError):
 
     default_reason = "INTERNAL"
 
+
+#: Refusals that end by themselves, even if Berth does not name a time.
+_TEMPORARY = frozenset({"RATE_LIMITED", "TOO_MANY_WAITING"})
 
 _NEW_SESSION = "create another: berth.connect() without session=; with name= it is found or made anew"
 _TRY_AGAIN = "try again in a few seconds"
