@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Callable, NoReturn, Protocol
 
 from ._secret import Secret
-from .errors import BerthError, Unreachable
+from .errors import BerthError
 
 _log = logging.getLogger("berth")
 
@@ -80,8 +80,8 @@ class SessionTokens:
         """The token for a call that starts now.
 
         A token that is due is renewed in the background while it still serves. Once it has expired the caller
-        waits for the renewal. If Berth does not answer, the error is temporary, and PySpark tries again. If Berth
-        refuses, the old token is returned, because spark-proxy then explains the refusal at once.
+        waits for the renewal. After a temporary failure this raises an error, and PySpark repeats the call. After
+        a final one it returns the old token, because spark-proxy then answers with the cause immediately.
         """
         age = self._age()
         if age < self._renew_after:
@@ -92,21 +92,21 @@ class SessionTokens:
         with self._lock:
             if self._age() >= self._expires_after:
                 self._renew()
-        if isinstance(self._failure, Unreachable):
+        if self._failure is not None and self._failure.is_temporary:
             raise self._failure
         return self._issued.token
 
     def renew(self, issue: Callable[[], Issued]) -> None:
         """Issues a new token now, and by ``issue`` from now on.
 
-        If Berth does not answer, the present token serves as long as it is valid.
+        After a temporary failure the present token serves as long as it is valid.
         """
         with self._lock:
             self._issue = issue
             try:
                 self._take(issue())
-            except Unreachable:
-                if self._age() >= self._expires_after:
+            except BerthError as error:
+                if not error.is_temporary or self._age() >= self._expires_after:
                     raise
 
     def _age(self) -> float:
@@ -138,7 +138,7 @@ class SessionTokens:
         try:
             self._take(self._issue())
         except BerthError as error:
-            pause = _PAUSE if isinstance(error, Unreachable) else _LONG_PAUSE
+            pause = min(error.retry_after or _PAUSE, _LONG_PAUSE) if error.is_temporary else _LONG_PAUSE
             self._next_attempt = time.monotonic() + pause
             self._failure = error
             self._tell(error)
@@ -155,7 +155,7 @@ class SessionTokens:
     def _tell(self, error: BerthError) -> None:
         """Says once why the session will stop working: PySpark shows only that the token has expired."""
         _log.debug("renewing the token of %s failed: %s", self.session, error.reason)
-        if not isinstance(error, Unreachable) and error.reason != self._told:
+        if not error.is_temporary and error.reason != self._told:
             self._told = error.reason
             print(f"berth: the token of {self.session} was not renewed: {error}", file=sys.stderr)
 

@@ -151,6 +151,21 @@ def test_an_outage_is_temporary_and_ends_by_itself(clock, issuer, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_a_rate_limit_is_temporary_and_its_pause_is_kept(clock, issuer, capsys):
+    tokens = SessionTokens("s-1", issuer)
+    issuer.error = berth.QuotaExceeded("Too many.", next_step="wait a moment", reason="RATE_LIMITED", retry_after=5.0)
+    clock.now += 3600
+    with pytest.raises(berth.QuotaExceeded):
+        tokens.current()
+    issuer.error = None
+    clock.now += 4.9
+    with pytest.raises(berth.QuotaExceeded):
+        tokens.current()
+    clock.now += 0.2
+    assert tokens.current() == "token-2"
+    assert capsys.readouterr().err == ""
+
+
 def test_a_refusal_is_left_to_the_proxy_and_told_once(clock, issuer, capsys):
     tokens = SessionTokens("s-1", issuer)
     issuer.error = berth.SessionClosed("It is closed.", next_step="create another session")
