@@ -17,7 +17,7 @@ from . import _messages as m
 from ._channel import Security, is_loopback
 from ._control import Api, ControlPlane
 from ._progress import Progress
-from ._secret import Secret
+from ._secret import Secret, hidden
 from ._session import Session, described
 from ._tokens import Issued, SessionTokens
 from .errors import (
@@ -97,8 +97,7 @@ def connect(
     progress: show the phases on stderr. check_versions: compare PySpark and Python with the engine.
     """
     # As the first statement: from here on no traceback shows it.
-    if isinstance(credential, str):
-        credential = Secret(credential)
+    credential = hidden(credential)
     _pyspark.check()
     idle_timeout = None if idle is None else parse_time("idle", idle)
     wanted = Wanted(session, cluster, catalog, name, dict(labels or {}), idle_timeout, profile, team)
@@ -120,8 +119,7 @@ def connect(
 def session(session: str | None = None, **options: object) -> Session:
     """As :func:`connect`, but returns the :class:`Session`, whose ``spark`` is the SparkSession."""
     # As the first statement: the options are a variable of this frame, which tracebacks can show.
-    if isinstance(options.get("credential"), str):
-        options["credential"] = Secret(options["credential"])
+    options["credential"] = hidden(options.get("credential"))
     spark = connect(session, **options)  # type: ignore[arg-type]
     return _session.session_of(spark)
 

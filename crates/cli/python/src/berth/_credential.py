@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import sys
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Callable
 from . import _login
 from ._secret import Secret
 from ._settings import CredentialArgument, Oidc, Settings
-from .errors import ConfigurationError, CredentialError, LoginRequired
+from .errors import BerthError, ConfigurationError, CredentialError, LoginRequired, Unreachable
 
 #: A projected service-account token of Kubernetes, whose audience is Berth. The token that each pod has by
 #: default is for the API server, so it is never used.
@@ -32,7 +33,7 @@ class Credential:
 
     def secret(self) -> Secret:
         """The key or token."""
-        secret = Secret(self.read().strip())
+        secret = Secret(self._text().strip())
         if not secret or len(secret) > _MAX_BYTES or not secret.isascii() or not secret.isprintable():
             raise CredentialError(
                 f"The credential of {self.source} is empty, too long, or no plain text.",
@@ -40,6 +41,30 @@ class Credential:
                 reason="CREDENTIAL_INVALID",
             )
         return secret
+
+    def _text(self) -> Secret:
+        """What the source returns. The function of a program raises errors of its own, which can contain secrets."""
+        try:
+            text = self.read()
+        except BerthError:
+            raise
+        except Exception as error:
+            what = f"{self.source[0].upper()}{self.source[1:]} raised {type(error).__name__}."
+            if isinstance(error, (OSError, http.client.HTTPException)):
+                raise Unreachable(what, next_step="correct the cause, which the traceback shows, or try again") from error
+            raise CredentialError(
+                what, next_step="correct the cause, which the traceback shows", reason="CREDENTIAL_INVALID"
+            ) from error
+        if isinstance(text, str):
+            return Secret(text)
+        kind = type(text).__name__
+        # It may be the key as bytes, and tracebacks can show variables.
+        del text
+        raise CredentialError(
+            f"The credential of {self.source} is of type {kind}, not text.",
+            next_step="return a service-account key, or a token of your identity provider, as str",
+            reason="CREDENTIAL_INVALID",
+        )
 
     def ensure(self, tell: Callable[[str], None]) -> None:
         """Signs in, where nobody did and a person can."""
@@ -84,6 +109,11 @@ def _of_argument(credential: CredentialArgument) -> Credential:
     if isinstance(credential, str):
         secret = Secret(credential)
         return Credential("credential=", lambda: secret)
+    if not isinstance(credential, os.PathLike):
+        raise ConfigurationError(
+            f"credential= is of type {type(credential).__name__}.",
+            next_step="give the key or token as str, its file as pathlib.Path, or a function that returns it",
+        )
     return _of_file(Path(credential))
 
 
@@ -135,9 +165,10 @@ def _of_file(path: Path) -> Credential:
 
 def _read_file(path: Path) -> Secret:
     try:
-        return Secret(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+        # A decoding error would contain the bytes. secret() rejects the replacements, which are not ASCII.
+        return Secret(path.read_bytes().decode("utf-8", errors="replace"))
+    except OSError as error:
         raise CredentialError(
-            f"The credential file {path} cannot be read: {error}.",
+            f"The credential file {path} cannot be read: {error.strerror}.",
             next_step="correct the path, or give another credential: BERTH_KEY, BERTH_TOKEN, `berth login`",
         ) from None

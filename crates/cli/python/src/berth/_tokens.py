@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import sys
@@ -54,7 +55,7 @@ class SessionTokens:
         self._lock = threading.Lock()
         self._renewing: threading.Thread | None = None
         self._failure: BerthError | None = None
-        self._told = ""
+        self._reported = ""
         self._next_attempt = 0.0
         self._take(issue())
         _sources.add(self)
@@ -92,8 +93,10 @@ class SessionTokens:
         with self._lock:
             if self._age() >= self._expires_after:
                 self._renew()
-        if self._failure is not None and self._failure.is_temporary:
-            raise self._failure
+        failure = self._failure
+        if failure is not None and failure.is_temporary:
+            # A copy: an error that is raised again and again collects the frames of all callers.
+            raise copy.copy(failure)
         return self._issued.token
 
     def renew(self, issue: Callable[[], Issued]) -> None:
@@ -140,23 +143,24 @@ class SessionTokens:
         except BerthError as error:
             pause = min(error.retry_after or _PAUSE, _LONG_PAUSE) if error.is_temporary else _LONG_PAUSE
             self._next_attempt = time.monotonic() + pause
-            self._failure = error
-            self._tell(error)
+            # A copy holds no frames and no cause.
+            self._failure = copy.copy(error)
+            self._report(error)
 
     def _take(self, issued: Issued) -> None:
         self._issued = issued
         self._taken = (time.monotonic(), time.time())
         self._failure = None
-        self._told = ""
+        self._reported = ""
         self._next_attempt = 0.0
         self._renew_after = issued.lifetime * _RENEW_AFTER
         self._expires_after = max(issued.lifetime - _MARGIN, self._renew_after)
 
-    def _tell(self, error: BerthError) -> None:
-        """Says once why the session will stop working: PySpark shows only that the token has expired."""
+    def _report(self, error: BerthError) -> None:
+        """Prints a final error once, because PySpark only shows that the token has expired."""
         _log.debug("renewing the token of %s failed: %s", self.session, error.reason)
-        if not error.is_temporary and error.reason != self._told:
-            self._told = error.reason
+        if not error.is_temporary and error.reason != self._reported:
+            self._reported = error.reason
             print(f"berth: the token of {self.session} was not renewed: {error}", file=sys.stderr)
 
     def _after_fork(self) -> None:

@@ -151,6 +151,26 @@ def test_an_outage_is_temporary_and_ends_by_itself(clock, issuer, capsys):
     assert capsys.readouterr().err == ""
 
 
+def frames(error):
+    trace, count = error.__traceback__, 0
+    while trace is not None:
+        trace, count = trace.tb_next, count + 1
+    return count
+
+
+def test_a_failure_that_is_raised_often_does_not_grow(clock, issuer):
+    tokens = SessionTokens("s-1", issuer)
+    issuer.error = berth.Unreachable("away.", next_step="try again in a few seconds")
+    clock.now += 3600
+    counts = []
+    for _ in range(10):
+        with pytest.raises(berth.Unreachable) as caught:
+            tokens.current()
+        counts.append(frames(caught.value))
+    assert len(set(counts)) == 1, counts
+    assert tokens._failure.__traceback__ is None
+
+
 def test_a_rate_limit_is_temporary_and_its_pause_is_kept(clock, issuer, capsys):
     tokens = SessionTokens("s-1", issuer)
     issuer.error = berth.QuotaExceeded("Too many.", next_step="wait a moment", reason="RATE_LIMITED", retry_after=5.0)
