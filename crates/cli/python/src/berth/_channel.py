@@ -148,8 +148,12 @@ def _interceptor(secret: Callable[[], Secret]) -> Any:
     bases: Any = tuple(getattr(grpc, f"{kind}ClientInterceptor") for kind in kinds)
 
     class AddCredential(*bases):  # type: ignore[misc]
-        def _intercept(self, go_on: Any, details: Any, request: Any) -> Any:
-            return go_on(_with_credential(details, secret()), request)
+        def _intercept(self, continuation: Any, details: Any, request: Any) -> Any:
+            try:
+                added = _with_credential(details, secret())
+            except Exception as error:  # noqa: BLE001 - as a call credential: PySpark repeats errors of gRPC only
+                raise _unavailable(error) from None
+            return continuation(added, request)
 
         intercept_unary_unary = _intercept
         intercept_unary_stream = _intercept
@@ -157,6 +161,27 @@ def _interceptor(secret: Callable[[], Secret]) -> Any:
         intercept_stream_stream = _intercept
 
     return AddCredential()
+
+
+def _unavailable(cause: Exception) -> Exception:
+    """The error of a call whose credential is missing, as gRPC makes it for call credentials."""
+    grpc = import_grpc()
+    base: Any = grpc.RpcError
+
+    class Unavailable(base):  # type: ignore[misc]
+        def code(self) -> Any:
+            return grpc.StatusCode.UNAVAILABLE
+
+        def details(self) -> str:
+            return str(cause)
+
+        def initial_metadata(self) -> tuple[Any, ...]:
+            return ()
+
+        def trailing_metadata(self) -> tuple[Any, ...]:
+            return ()
+
+    return Unavailable(str(cause))
 
 
 class _Details:
