@@ -10,7 +10,7 @@ import time
 import uuid
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Mapping, Union
+from typing import TYPE_CHECKING, Mapping
 
 from . import _credential, _pyspark, _session, _settings, _versions
 from . import _messages as m
@@ -19,6 +19,7 @@ from ._control import Api, ControlPlane
 from ._progress import Progress
 from ._secret import Secret, hidden
 from ._session import Session, described
+from ._time import Time, parse_time
 from ._tokens import Issued, SessionTokens
 from .errors import (
     BerthError,
@@ -35,12 +36,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("berth")
 
-#: A time: a timedelta, seconds, or text such as "30m" and "1h 30m".
-Time = Union[timedelta, float, str]
-
 _USE_SSL = re.compile(r";use_ssl=true(;|$)")
-_PART = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|min|s|m|h|d)")
-_UNITS = {"ms": 0.001, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 #: One call waits so long; the phase that is shown is at most so old.
 _POLL = timedelta(seconds=1)
 _WARM_PAUSE = 1.0
@@ -122,24 +118,6 @@ def session(session: str | None = None, **options: object) -> Session:
     options["credential"] = hidden(options.get("credential"))
     spark = connect(session, **options)  # type: ignore[arg-type]
     return _session.session_of(spark)
-
-
-def parse_time(name: str, value: Time) -> timedelta:
-    """A time from an argument."""
-    if isinstance(value, timedelta):
-        time_ = value
-    elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        time_ = timedelta(seconds=value)
-    else:
-        parts = _PART.findall(value) if isinstance(value, str) else []
-        if not parts or _PART.sub("", str(value)).strip():
-            raise ConfigurationError(
-                f"{name} is {value!r}, which is not a time.", next_step=f'give {name}="30m", seconds, or a timedelta'
-            )
-        time_ = timedelta(seconds=sum(float(number) * _UNITS[unit] for number, unit in parts))
-    if time_ <= timedelta(0):
-        raise ConfigurationError(f"{name} is not positive.", next_step=f'give {name}="30m", seconds, or a timedelta')
-    return time_
 
 
 def _check(wanted: Wanted) -> None:

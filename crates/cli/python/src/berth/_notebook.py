@@ -7,10 +7,11 @@ import shlex
 from typing import Any, NoReturn
 
 from . import _session
-from ._connect import connect, parse_time
+from ._connect import connect
 from ._progress import Progress
 from ._session import Session
 from ._sql import parameters
+from ._time import parse_time
 from .errors import ClientError, ConfigurationError
 
 _ROWS = 100

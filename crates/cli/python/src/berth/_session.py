@@ -6,15 +6,16 @@ import atexit
 import contextlib
 import os
 import threading
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Callable
+from typing import TYPE_CHECKING, Any, Callable, NoReturn
 
 from . import _messages as m
 from . import _pyspark
 from ._control import ControlPlane
+from ._time import Time, parse_time
 from ._tokens import Issued, SessionTokens
-from .errors import ClientError, ConfigurationError, ServerError
+from .errors import ClientError, ServerError
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -59,6 +60,9 @@ class Session:
         name = f" {self.name!r}" if self.name else ""
         return f"<berth.Session {self.id}{name} on {self.cluster}>"
 
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError(f"a session of berth is not pickled: call berth.connect({self.id!r}) where it is needed")
+
     def __enter__(self) -> Session:
         return self
 
@@ -97,11 +101,9 @@ class Session:
         with self._control.manager() as api:
             return api.call("SessionService", request, m.InterruptOperationsResponse).interrupted_operation_ids
 
-    def keep_alive(self, duration: timedelta) -> None:
-        """Pauses the idle timeouts for work without an open call, such as a streaming query."""
-        if duration <= timedelta(0):
-            raise ConfigurationError("duration is not positive.", next_step="give a timedelta such as timedelta(hours=1)")
-        until = m.Timestamp.of(datetime.now(timezone.utc) + duration)
+    def keep_alive(self, duration: Time) -> None:
+        """Pauses the idle timeouts for work without an open call, such as a streaming query ("2h", a timedelta)."""
+        until = m.Timestamp.of(datetime.now(timezone.utc) + parse_time("duration", duration))
         with self._control.manager() as api:
             api.call("SessionService", m.KeepSessionAliveRequest(self.id, until), m.KeepSessionAliveResponse)
 

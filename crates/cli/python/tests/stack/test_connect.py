@@ -1,6 +1,7 @@
 """connect(): a session, its progress, its end."""
 
 import os
+import pickle
 import threading
 import types
 
@@ -259,9 +260,18 @@ def test_work_without_a_call_can_be_kept_alive():
 
     with connect() as spark:
         spark.berth.keep_alive(timedelta(hours=1))
-        assert command("session", "describe", spark.berth.id)["keep_alive_until"]
+        first = command("session", "describe", spark.berth.id)["keep_alive_until"]
+        spark.berth.keep_alive("2h")
+        assert command("session", "describe", spark.berth.id)["keep_alive_until"] > first > ""
         with pytest.raises(berth.ConfigurationError, match="duration is not positive.*Next"):
             spark.berth.keep_alive(timedelta(0))
+
+
+@on_sail
+def test_a_session_is_not_pickled():
+    with connect() as spark:
+        with pytest.raises(TypeError, match="a session of berth is not pickled: call berth.connect"):
+            pickle.dumps({"session": spark.berth})
 
 
 def test_tls_is_what_the_stack_says():
