@@ -198,6 +198,11 @@ def session_of(spark: Any) -> Session:
     return session
 
 
+def is_owned(session_id: str) -> bool:
+    """Whether it is closed when Python exits."""
+    return session_id in _owned
+
+
 def forget(session_id: str) -> None:
     """Removes a session that is not returned, and stops its SparkSession."""
     with _sessions_lock:
