@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Mapping
 
 from . import _credential, _pyspark, _session, _settings, _versions
 from . import _messages as m
-from ._channel import Security, is_loopback
+from ._channel import Security, host_of, is_loopback
 from ._control import Api, ControlPlane
 from ._progress import Progress
 from ._secret import Secret, hidden
@@ -346,6 +346,6 @@ def issue(control: ControlPlane, session_id: str, ttl: timedelta | None) -> Issu
         raise ServerError("Berth returned no token.", next_step="tell your platform team the text and the time")
     lifetime = reply.expires_at.to_datetime() - reply.issued_at.to_datetime()
     # Without use_ssl a host beyond loopback means TLS, as for PySpark, unless plaintext is allowed.
-    plaintext = is_loopback(reply.grpc_endpoint.rsplit(":", 1)[0]) or control.settings.insecure
+    plaintext = is_loopback(host_of(reply.grpc_endpoint)) or control.settings.insecure
     tls = _USE_SSL.search(reply.connection_url) is not None or not plaintext
     return Issued(Secret(reply.token), lifetime.total_seconds(), reply.grpc_endpoint, tls)

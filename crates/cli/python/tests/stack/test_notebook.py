@@ -1,10 +1,6 @@
 """A notebook, run by nbclient: the extension, its magics, binding, progress, interrupt."""
 
-import json
-import sys
-
 import nbformat
-import pytest
 from conftest import ENGINE, START, STACK, assert_hidden, command, live_named, on_sail, status_of
 from nbclient import NotebookClient
 
@@ -20,18 +16,6 @@ def press_ctrl_c(after):
     # As Jupyter's stop button sends it.
     threading.Timer(after, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
 """
-
-
-@pytest.fixture
-def kernel(tmp_path, monkeypatch):
-    """This Python with this PySpark as a kernel of Jupyter."""
-    folder = tmp_path / "kernels" / "berth-test"
-    folder.mkdir(parents=True)
-    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    (folder / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": "test", "language": "python"}))
-    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
-    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
-    return "berth-test"
 
 
 def run(kernel, cells):

@@ -68,7 +68,7 @@ def test_each_setting_comes_from_argument_variable_context(clean_environment, co
         ({"manager": "berth.example.org"}, ["manager is 'berth.example.org'", "BERTH_MANAGER"]),
         ({"manager": "https://berth.example.org"}, ["manager is", "scheme, host and port"]),
         ({"manager": "ftp://berth.example.org:1"}, ["manager is"]),
-        ({"issuer": "http://berth.example.org:8083"}, ["plaintext", "Next: use https://", "BERTH_INSECURE"]),
+        ({"issuer": "http://berth.example.org:8083"}, ["plaintext", "Next: use TLS", "BERTH_INSECURE"]),
     ],
 )
 def test_a_bad_setting_names_itself_and_the_fix(clean_environment, config, settings, words):
