@@ -80,8 +80,8 @@ def connect(
 ) -> "SparkSession":
     """A SparkSession on a session of Berth, whose token renews itself.
 
-    With ``name`` a live session of yours with this name is used, or made anew. With ``session`` (an id) exactly
-    that one is. Else a new session is created, and closed when Python exits. ``spark.berth`` is the
+    With ``name`` your live session of this name is used, or a new one is created. With ``session`` (an id) that
+    session is used. Else a new session is created, and closed when Python exits. ``spark.berth`` is the
     :class:`Session`. ``with berth.connect() as spark:`` closes the session if this call created it; of a session
     that it found it only stops the SparkSession.
 

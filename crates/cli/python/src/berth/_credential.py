@@ -28,7 +28,7 @@ class Credential:
     #: The source for people, without the secret.
     source: str
     read: Callable[[], str]
-    #: The sign-in that a person can make, if nobody signed in yet.
+    #: The sign-in by a person, where none is stored.
     sign_in: Callable[[Callable[[str], None]], str] | None = None
 
     def secret(self) -> Secret:
@@ -66,14 +66,14 @@ class Credential:
             reason="CREDENTIAL_INVALID",
         )
 
-    def ensure(self, tell: Callable[[str], None]) -> None:
-        """Signs in, where nobody did and a person can."""
+    def ensure(self, show: Callable[[str], None]) -> None:
+        """Signs in, where no sign-in is stored and a person is present."""
         try:
             self.secret()
         except LoginRequired:
             if self.sign_in is None or not is_interactive():
                 raise
-            self.sign_in(tell)
+            self.sign_in(show)
 
 
 def is_interactive() -> bool:
@@ -149,13 +149,13 @@ def _of_login(name: str, oidc: Oidc) -> Credential:
         try:
             return _login.current(name, oidc)
         except LoginRequired:
-            # Nobody can sign in here, but the platform vouches for the pod.
+            # No person is present, but the platform issues a token for the pod.
             if PROJECTED_TOKEN.exists() and not is_interactive():
                 return _read_file(PROJECTED_TOKEN)
             raise
 
     return Credential(
-        f"the sign-in of context {name} at {oidc.issuer}", read, lambda tell: _login.sign_in(name, oidc, tell)
+        f"the sign-in of context {name} at {oidc.issuer}", read, lambda show: _login.sign_in(name, oidc, show)
     )
 
 

@@ -161,7 +161,7 @@ def status_name(record: m.Session) -> str:
 # ---- the sessions of this process ------------------------------------------------------------------------------
 
 _sessions: dict[str, Session] = {}
-#: Sessions that nobody else can name: they are closed when Python exits.
+#: Sessions without a name that this process created: they are closed when Python exits.
 _owned: dict[str, ControlPlane] = {}
 _sessions_lock = threading.Lock()
 _opening = threading.RLock()

@@ -82,7 +82,7 @@ def config_dir() -> Path:
     if sys.platform == "darwin":
         return Path.home() / "Library/Application Support/berth"
     base = os.environ.get("XDG_CONFIG_HOME", "")
-    # The specification of the variable says that other paths are ignored.
+    # By the specification of the variable other paths are ignored.
     return (Path(base) if os.path.isabs(base) else Path.home() / ".config") / "berth"
 
 

@@ -172,7 +172,7 @@ _sources: "weakref.WeakSet[SessionTokens]" = weakref.WeakSet()
 
 
 def _after_fork_in_child() -> None:
-    # A lock that another thread of the parent held stays locked in the child for ever.
+    # A lock that another thread of the parent held is never released in the child.
     for source in list(_sources):
         source._after_fork()
 

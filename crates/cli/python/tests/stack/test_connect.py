@@ -71,7 +71,7 @@ def test_a_name_is_reused_in_this_program_and_in_others(name):
     third.berth.close()
 
 
-def test_a_name_whose_session_ended_is_made_anew(name):
+def test_a_name_whose_session_ended_gets_a_new_session(name):
     first = connect(name=name).berth
     command("session", "close", first.id)
     second = connect(name=name).berth
@@ -238,16 +238,16 @@ def test_the_catalog_is_the_default():
 
 
 @on_sail
-def test_another_python_on_the_engine_is_told_in_one_line(monkeypatch):
+def test_another_python_on_the_engine_is_shown_in_one_line(monkeypatch):
     with connect() as spark:
         assert _versions.engine_python(spark).split(".")[:2] == [str(part) for part in os.sys.version_info[:2]]
         monkeypatch.setattr(_versions, "sys", types.SimpleNamespace(version_info=(3, 99, 0)))
-        told = []
-        _versions.check_python(spark, told.append).join(30)
-    assert len(told) == 1 and "Python UDFs fail" in told[0] and "\n" not in told[0]
+        lines = []
+        _versions.check_python(spark, lines.append).join(30)
+    assert len(lines) == 1 and "Python UDFs fail" in lines[0] and "\n" not in lines[0]
 
 
-def test_a_client_that_is_newer_than_the_engine_is_told_in_one_line(capfd):
+def test_a_client_that_is_newer_than_the_engine_is_shown_in_one_line(capfd):
     with connect() as spark:
         engine = tuple(int(part) for part in spark.version.split(".")[:2])
     shown = capfd.readouterr().err

@@ -1,4 +1,4 @@
-"""What goes wrong: each error comes at once, says what to do next, and shows no secret."""
+"""What goes wrong: each error comes quickly, names the next step, and shows no secret."""
 
 import time
 
@@ -61,7 +61,7 @@ def test_no_credential(environment):
     assert isinstance(error, berth.CredentialError) and "Next: set BERTH_KEY" in str(error)
 
 
-def test_a_session_of_somebody_else():
+def test_a_session_of_another_account():
     made = command("session", "create", "--cluster", ENGINE, key="bob")["id"]
     error = caught(lambda: berth.connect(made))
     assert isinstance(error, berth.PermissionDenied) and "berth whoami" in str(error)

@@ -162,13 +162,13 @@ def builder(tls=False):
 
 
 def test_the_builder_has_no_token_in_any_option(monkeypatch):
-    monkeypatch.setenv("SPARK_CONNECT_AUTHENTICATE_TOKEN", "of-somebody-else")
+    monkeypatch.setenv("SPARK_CONNECT_AUTHENTICATE_TOKEN", "of-another-account")
     made = builder()
     assert dict(made.metadata()) == {"x-session-id": "s-1"}
     assert made.secure is False and builder(tls=True).secure is True
     assert made.endpoint == "localhost:8085" and made.host == "localhost"
     shown = repr(made) + repr(made._channel_options) + repr(vars(made))
-    assert "secret" not in shown and "of-somebody-else" not in shown
+    assert "secret" not in shown and "of-another-account" not in shown
     assert ("grpc.keepalive_time_ms", 60_000) in made._channel_options
 
 

@@ -1,4 +1,4 @@
-"""Each error says what to do next, and none carries a secret."""
+"""Each error names the next step, and none carries a secret."""
 
 import ast
 import copy

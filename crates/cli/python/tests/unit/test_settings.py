@@ -113,7 +113,7 @@ def test_credentials_come_in_order(clean_environment, config, tmp_path):
     projected = tmp_path / "projected"
     projected.write_text("of-the-platform")
     clean_environment.setattr(_credential, "PROJECTED_TOKEN", projected)
-    # The context of a sign-in without one: the platform vouches for the program.
+    # The context of a sign-in without one: the token of the platform is used.
     assert secret() == "of-the-platform"
     assert secret(context="ci") == "berth_sa_of_the_file"
     clean_environment.setenv("BERTH_KEY", "of-the-variable")

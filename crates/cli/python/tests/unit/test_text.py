@@ -81,9 +81,9 @@ def test_advice_is_one_line_that_says_what_to_install(client, engine_version, su
 
 
 def test_an_engine_that_cannot_be_asked_for_its_python_is_no_error():
-    told = []
-    check_python(None, told.append).join(10)
-    assert told == []
+    lines = []
+    check_python(None, lines.append).join(10)
+    assert lines == []
 
 
 class Terminal(io.StringIO):

@@ -186,15 +186,15 @@ def test_a_rate_limit_is_temporary_and_its_pause_is_kept(clock, issuer, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_a_refusal_is_left_to_the_proxy_and_told_once(clock, issuer, capsys):
+def test_a_final_refusal_is_printed_once_and_left_to_the_proxy(clock, issuer, capsys):
     tokens = SessionTokens("s-1", issuer)
     issuer.error = berth.SessionClosed("It is closed.", next_step="create another session")
     for _ in range(5):
         clock.now += 100
-        # spark-proxy answers the old token with the cause at once; an error here would be retried for minutes.
+        # spark-proxy answers the old token with the cause immediately; an error here would be retried for minutes.
         assert tokens.current() == "token-1"
-    told = capsys.readouterr().err
-    assert told.count("berth: the token of s-1 was not renewed: It is closed. Next: create another session") == 1
+    printed = capsys.readouterr().err
+    assert printed.count("berth: the token of s-1 was not renewed: It is closed. Next: create another session") == 1
 
 
 def test_copies_are_the_same_and_nothing_is_pickled(issuer):
@@ -223,4 +223,4 @@ def test_a_fork_during_a_renewal_does_not_hang(issuer):
         time.sleep(0.05)
     os.kill(child, 9)
     os.waitpid(child, 0)
-    pytest.fail("the child waits for a lock that nobody holds")
+    pytest.fail("the child waits for a lock of its parent")
