@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Callable, NoReturn, Protocol
 
 from ._secret import Secret
-from .errors import BerthError
+from .errors import BerthError, ServerError
 
 _log = logging.getLogger("berth")
 
@@ -105,12 +105,12 @@ class SessionTokens:
         After a temporary failure the present token serves as long as it is valid.
         """
         with self._lock:
-            self._issue = issue
             try:
                 self._take(issue())
             except BerthError as error:
                 if not error.is_temporary or self._age() >= self._expires_after:
                     raise
+            self._issue = issue
 
     def _age(self) -> float:
         """Seconds since the present token was received."""
@@ -141,11 +141,21 @@ class SessionTokens:
         try:
             self._take(self._issue())
         except BerthError as error:
-            pause = min(error.retry_after or _PAUSE, _LONG_PAUSE) if error.is_temporary else _LONG_PAUSE
-            self._next_attempt = time.monotonic() + pause
             # A copy holds no frames and no cause.
-            self._failure = copy.copy(error)
-            self._report(error)
+            self._fail(copy.copy(error))
+        except Exception as error:  # noqa: BLE001 - in the background thread Python would print a traceback
+            self._fail(
+                ServerError(
+                    f"The renewal ended with {type(error).__name__}.",
+                    next_step="call berth.connect() again, and tell your platform team the text and the time",
+                )
+            )
+
+    def _fail(self, error: BerthError) -> None:
+        pause = min(error.retry_after or _PAUSE, _LONG_PAUSE) if error.is_temporary else _LONG_PAUSE
+        self._next_attempt = time.monotonic() + pause
+        self._failure = error
+        self._report(error)
 
     def _take(self, issued: Issued) -> None:
         self._issued = issued

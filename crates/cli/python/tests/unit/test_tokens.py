@@ -117,9 +117,12 @@ def test_a_renewal_on_request_uses_the_new_source(clock, issuer):
     clock.now += 3600
     with pytest.raises(berth.Unreachable):
         tokens.renew(other)
-    other.error = berth.PermissionDenied("No.", next_step="ask the administrator")
+    wrong = Issuer()
+    wrong.error = berth.PermissionDenied("No.", next_step="ask the administrator")
     with pytest.raises(berth.PermissionDenied):
-        tokens.renew(other)
+        tokens.renew(wrong)
+    other.error = None
+    assert tokens.current() == "token-13", "the working source stays"
 
 
 def test_many_threads_renew_once(clock, issuer):
@@ -195,6 +198,19 @@ def test_a_final_refusal_is_printed_once_and_left_to_the_proxy(clock, issuer, ca
         assert tokens.current() == "token-1"
     printed = capsys.readouterr().err
     assert printed.count("berth: the token of s-1 was not renewed: It is closed. Next: create another session") == 1
+
+
+def test_an_unexpected_error_is_printed_once_without_a_traceback(clock, issuer, capsys):
+    tokens = SessionTokens("s-1", issuer)
+    issuer.error = RuntimeError("no more threads")
+    clock.now += 45
+    assert tokens.current() == "token-1"
+    settle(tokens)
+    clock.now += 100
+    assert tokens.current() == "token-1"
+    printed = capsys.readouterr().err
+    assert printed.count("was not renewed: The renewal ended with RuntimeError. Next: ") == 1
+    assert "Traceback" not in printed
 
 
 def test_copies_are_the_same_and_nothing_is_pickled(issuer):
