@@ -51,9 +51,9 @@ class Credential:
         except Exception as error:
             what = f"{self.source[0].upper()}{self.source[1:]} raised {type(error).__name__}."
             if isinstance(error, (OSError, http.client.HTTPException)):
-                raise Unreachable(what, next_step="correct the cause, which the traceback shows, or try again") from error
+                raise Unreachable(what, next_step="try again, or correct the cause, see the traceback") from error
             raise CredentialError(
-                what, next_step="correct the cause, which the traceback shows", reason="CREDENTIAL_INVALID"
+                what, next_step="correct the cause, see the traceback", reason="CREDENTIAL_INVALID"
             ) from error
         if isinstance(text, str):
             return Secret(text)
