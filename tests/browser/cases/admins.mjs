@@ -29,7 +29,7 @@ async function withPerson(second, stack, name, work) {
   }
 }
 
-/** A member, an admin of the organization, and somebody of another organization. */
+/** A member, an admin of the organization, and a member of another organization. */
 export async function signInAtProvider(stack) {
   const second = await startWithProvider(stack);
   try {

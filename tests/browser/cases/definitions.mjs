@@ -1,5 +1,5 @@
 // Clusters and catalogs are created and changed in forms; wrong fields are named
-// in place, and nobody sees a form that the API would reject.
+// in place, and no page offers a form that the API would reject.
 import assert from "node:assert/strict";
 import { checkAccessibility, open, openBrowser, picture, signIn } from "../support/browser.mjs";
 import { rest } from "../support/stack.mjs";
@@ -41,7 +41,7 @@ export async function clusterForm(browser, stack) {
   assert.match(await errorOf(page, "Name"), /lower-case|a-z|letters/i);
   await page.getByLabel("Name", { exact: true }).fill("lab");
   await save(page, "Create cluster");
-  // Several fields are wrong at once, and each says so.
+  // Several fields are invalid, and each shows its error.
   assert.match(await errorOf(page, "Image"), /container image/);
   assert.match(await errorOf(page, "Namespace"), /namespace/);
   await page.locator(".choices .field-error", { hasText: "kubernetes is off" }).waitFor();
@@ -80,7 +80,7 @@ export async function clusterForm(browser, stack) {
   await page.getByLabel("Name of setting 1").fill("SAIL_EXECUTION__BATCH_SIZE");
   await page.getByLabel("Value of setting 1").fill("4096");
   await page.getByLabel("Idle after", { exact: true }).selectOption({ label: "30 min" });
-  // Somebody else changes it meanwhile: nothing is overwritten unseen.
+  // Another account changes it meanwhile: nothing is overwritten.
   await rest(stack, stack.key, "PATCH", "clusters/lab", { client_versions: ["4.2"] });
   await save(page, "Save cluster");
   await page.getByText("The cluster was not changed").waitFor();

@@ -1,4 +1,4 @@
-//! `berth session update` while somebody else changes the labels, and the audit
+//! `berth session update` while another account changes the labels, and the audit
 //! trail of all of it.
 
 use crate::support::grpc_between::forwarding;
@@ -24,7 +24,7 @@ async fn relabel(stack: &Stack, session: &str, labels: &[(&str, &str)]) {
     stack.sessions().update_session(update).await.unwrap();
 }
 
-/// A stack whose first updates by the command come after one of somebody else, and
+/// A stack whose first updates by the command come after one of another account, and
 /// the number of the updates so far.
 async fn contended(most: usize) -> (Arc<Stack>, String, [String; 2], Arc<AtomicUsize>) {
     let stack = Arc::new(Stack::start().await);

@@ -48,7 +48,7 @@ async fn oversized_bodies_and_heads_are_rejected() {
 }
 
 #[tokio::test]
-async fn slow_requests_end_and_hinder_nobody() {
+async fn slow_requests_end_and_delay_no_others() {
     let stack = Stack::start_with("limits.header_timeout = \"1s\"\nlimits.body_timeout = \"1s\"\n").await;
     let key = stack.key("ada");
     let began = Instant::now();
@@ -71,7 +71,7 @@ async fn slow_requests_end_and_hinder_nobody() {
         let answer = rest(socket).await;
         if number % 2 == 1 {
             let timeout = answer.starts_with("HTTP/1.1 408") && answer.contains("REQUEST_TIMEOUT");
-            // More concurrent requests than a credential may have are rejected at once.
+            // More concurrent requests than a credential may have are rejected immediately.
             assert!(timeout || answer.starts_with("HTTP/1.1 429"), "{answer}");
         }
     }
@@ -108,9 +108,9 @@ async fn a_thousand_watchers_leave_room_for_others() {
     assert!(events.head.starts_with("HTTP/1.1 200"));
 }
 
-/// 1000 watches are open at once; each further one is told so.
+/// 1000 watches are open concurrently; each further one is rejected with 429.
 #[tokio::test]
-async fn a_thousand_watchers_are_open_at_once() {
+async fn a_thousand_watchers_are_open_concurrently() {
     const ACCOUNTS: usize = 60;
     const EACH: usize = 18;
     let stack = Stack::start_with_crowd(
@@ -139,7 +139,7 @@ async fn a_thousand_watchers_are_open_at_once() {
     }
     assert_eq!((open.len(), rejected), (1000, ACCOUNTS * EACH - 1000));
 
-    // Each of them receives what its caller may see, and the others go on.
+    // Each of them receives what its caller may see, and the others continue.
     let began = Instant::now();
     let id = stack.session("w0").await;
     let mut received = 0;

@@ -131,7 +131,7 @@ impl Stack {
         Self::start_with_crowd(0, more).await
     }
 
-    /// The same, with so many more accounts: `w0`, `w1` … are members of the
+    /// The same with `crowd` more accounts: `w0`, `w1` … are members of the
     /// organizations `crowd0` to `crowd2`.
     pub(crate) async fn start_with_crowd(crowd: usize, more: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
@@ -309,7 +309,7 @@ impl Stack {
         self.end(0).await;
     }
 
-    /// Ends session-manager at once.
+    /// Ends session-manager immediately.
     pub(crate) async fn stop_manager(&self) {
         self.running[1].force();
         self.end(1).await;

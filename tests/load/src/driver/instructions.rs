@@ -12,7 +12,7 @@ use std::path::Path;
 const LONGER: usize = 10;
 const VALGRIND: &str = "/usr/bin/valgrind";
 
-/// Calls at once.
+/// Concurrent calls.
 #[derive(Clone, Copy)]
 struct Load {
     connections: usize,

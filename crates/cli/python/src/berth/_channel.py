@@ -88,11 +88,10 @@ def host_of(target: str) -> str:
 
 
 def open_channel(target: str, security: Security) -> "grpc.Channel":
-    """A channel to ``host:port`` whose calls carry their credential as metadata."""
+    """A channel to an address of the settings, whose calls carry their credential as metadata."""
     grpc = import_grpc()
     if security.tls:
         return grpc.secure_channel(target, grpc.ssl_channel_credentials(root_certificates=security.roots()))
-    _check_plaintext(target, security)
     return grpc.insecure_channel(target)
 
 
@@ -111,17 +110,18 @@ def open_spark_channel(
     elif is_loopback(host_of(target)):
         transport = grpc.local_channel_credentials()
     else:
-        _check_plaintext(target, security)
+        check_plaintext(target, host_of(target), security.insecure)
         return grpc.intercept_channel(grpc.insecure_channel(target, options=options), _interceptor(secret))
     call = grpc.metadata_call_credentials(_plugin(secret), name="berth")
     return grpc.secure_channel(target, grpc.composite_channel_credentials(transport, call), options=options)
 
 
-def _check_plaintext(target: str, security: Security) -> None:
-    if not security.insecure and not is_loopback(host_of(target)):
+def check_plaintext(address: str, host: str, insecure: bool) -> None:
+    """Rejects a plaintext address beyond loopback, unless that is allowed."""
+    if not insecure and not is_loopback(host):
         raise ConfigurationError(
-            f"{target} is plaintext, and the token could be read on the network.",
-            next_step="use TLS; only in a network that you trust: insecure=True (BERTH_INSECURE)",
+            f"{address} is plaintext, and your key or token could be read on the network.",
+            next_step="use TLS (https://); only in a network that you trust: insecure=True (BERTH_INSECURE)",
         )
 
 
@@ -148,8 +148,12 @@ def _interceptor(secret: Callable[[], Secret]) -> Any:
     bases: Any = tuple(getattr(grpc, f"{kind}ClientInterceptor") for kind in kinds)
 
     class AddCredential(*bases):  # type: ignore[misc]
-        def _intercept(self, go_on: Any, details: Any, request: Any) -> Any:
-            return go_on(_with_credential(details, secret()), request)
+        def _intercept(self, continuation: Any, details: Any, request: Any) -> Any:
+            try:
+                added = _with_credential(details, secret())
+            except Exception as error:  # noqa: BLE001 - as a call credential: PySpark repeats errors of gRPC only
+                raise _unavailable(error) from None
+            return continuation(added, request)
 
         intercept_unary_unary = _intercept
         intercept_unary_stream = _intercept
@@ -157,6 +161,27 @@ def _interceptor(secret: Callable[[], Secret]) -> Any:
         intercept_stream_stream = _intercept
 
     return AddCredential()
+
+
+def _unavailable(cause: Exception) -> Exception:
+    """The error of a call whose credential is missing, as gRPC makes it for call credentials."""
+    grpc = import_grpc()
+    base: Any = grpc.RpcError
+
+    class Unavailable(base):  # type: ignore[misc]
+        def code(self) -> Any:
+            return grpc.StatusCode.UNAVAILABLE
+
+        def details(self) -> str:
+            return str(cause)
+
+        def initial_metadata(self) -> tuple[Any, ...]:
+            return ()
+
+        def trailing_metadata(self) -> tuple[Any, ...]:
+            return ()
+
+    return Unavailable(str(cause))
 
 
 class _Details:

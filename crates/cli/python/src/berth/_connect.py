@@ -10,15 +10,16 @@ import time
 import uuid
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Mapping, Union
+from typing import TYPE_CHECKING, Mapping
 
 from . import _credential, _pyspark, _session, _settings, _versions
 from . import _messages as m
-from ._channel import Security, is_loopback
+from ._channel import Security, host_of, is_loopback
 from ._control import Api, ControlPlane
 from ._progress import Progress
-from ._secret import Secret
+from ._secret import Secret, hidden
 from ._session import Session, described
+from ._time import Time, parse_time
 from ._tokens import Issued, SessionTokens
 from .errors import (
     BerthError,
@@ -28,7 +29,6 @@ from .errors import (
     SessionFailed,
     SessionMismatch,
     StartTimeout,
-    Unreachable,
 )
 
 if TYPE_CHECKING:
@@ -36,12 +36,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("berth")
 
-#: A time: a timedelta, seconds, or text such as "30m" and "1h 30m".
-Time = Union[timedelta, float, str]
-
 _USE_SSL = re.compile(r";use_ssl=true(;|$)")
-_PART = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|min|s|m|h|d)")
-_UNITS = {"ms": 0.001, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 #: One call waits so long; the phase that is shown is at most so old.
 _POLL = timedelta(seconds=1)
 _WARM_PAUSE = 1.0
@@ -85,9 +80,10 @@ def connect(
 ) -> "SparkSession":
     """A SparkSession on a session of Berth, whose token renews itself.
 
-    With ``name`` a live session of yours with this name is used, or made anew. With ``session`` (an id) exactly
-    that one is. Else a new session is created, and closed when Python exits. ``spark.berth`` is the
-    :class:`Session`; ``with berth.connect() as spark:`` closes it.
+    With ``name`` your live session of this name is used, or a new one is created. With ``session`` (an id) that
+    session is used. Else a new session is created, and closed when Python exits. ``spark.berth`` is the
+    :class:`Session`. ``with berth.connect() as spark:`` closes the session if this call created it; of a session
+    that it found it only stops the SparkSession.
 
     cluster, catalog, profile, team: of a new session. One cluster needs no name.
     labels, idle (the idle timeout, "30m"): of a new session only.
@@ -97,8 +93,7 @@ def connect(
     progress: show the phases on stderr. check_versions: compare PySpark and Python with the engine.
     """
     # As the first statement: from here on no traceback shows it.
-    if isinstance(credential, str):
-        credential = Secret(credential)
+    credential = hidden(credential)
     _pyspark.check()
     idle_timeout = None if idle is None else parse_time("idle", idle)
     wanted = Wanted(session, cluster, catalog, name, dict(labels or {}), idle_timeout, profile, team)
@@ -119,26 +114,10 @@ def connect(
 
 def session(session: str | None = None, **options: object) -> Session:
     """As :func:`connect`, but returns the :class:`Session`, whose ``spark`` is the SparkSession."""
+    # As the first statement: the options are a variable of this frame, which tracebacks can show.
+    options["credential"] = hidden(options.get("credential"))
     spark = connect(session, **options)  # type: ignore[arg-type]
     return _session.session_of(spark)
-
-
-def parse_time(name: str, value: Time) -> timedelta:
-    """A time from an argument."""
-    if isinstance(value, timedelta):
-        time_ = value
-    elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        time_ = timedelta(seconds=value)
-    else:
-        parts = _PART.findall(value) if isinstance(value, str) else []
-        if not parts or _PART.sub("", str(value)).strip():
-            raise ConfigurationError(
-                f"{name} is {value!r}, which is not a time.", next_step=f'give {name}="30m", seconds, or a timedelta'
-            )
-        time_ = timedelta(seconds=sum(float(number) * _UNITS[unit] for number, unit in parts))
-    if time_ <= timedelta(0):
-        raise ConfigurationError(f"{name} is not positive.", next_step=f'give {name}="30m", seconds, or a timedelta')
-    return time_
 
 
 def _check(wanted: Wanted) -> None:
@@ -165,20 +144,20 @@ class _Connector:
     def connect(self) -> Session:
         with self.control.manager() as api:
             record, created = self._find_or_create(api)
-            owned = created and self.wanted.name is None or _session.is_owned(record.id)
+            # The id of such a session was not returned yet, so only this call can close it.
+            unnamed = created and self.wanted.name is None
             try:
                 record = self._wait(api, record)
                 with _session.opening():
-                    made = _session.find(record.id) or self._open(api, record, owned)
+                    made = self._renewed(_session.find(record.id)) or self._open(api, record, created)
+                    made.add_use()
             except StartTimeout:
-                if owned:
+                if unnamed:
                     _session.close_at_exit(self.control, record.id)
                 raise
             except BaseException:
-                if owned:
-                    # Nobody could use it: its id was not returned.
-                    with contextlib.suppress(BerthError):
-                        api.call("SessionService", m.CloseSessionRequest(record.id), m.CloseSessionResponse)
+                if unnamed:
+                    self._discard(api, record.id)
                 raise
         name = f" {made.name!r}" if made.name else ""
         engine = "Sail" if made.engine == "sail" else "Apache Spark"
@@ -188,16 +167,31 @@ class _Connector:
         )
         return made
 
-    def _open(self, api: Api, record: m.Session, owned: bool) -> Session:
+    def _renewed(self, found: Session | None) -> Session | None:
+        """An open session of this process, with a new token of this credential: the last one may be revoked."""
+        if found is not None:
+            self.progress.show("issuing a token")
+            found.renew(self.control, lambda: issue(self.control, found.id, self.ttl))
+        return found
+
+    def _discard(self, api: Api, session_id: str) -> None:
+        """Closes a session that cannot be returned, now or when Python exits."""
+        _session.forget(session_id)
+        try:
+            api.call("SessionService", m.CloseSessionRequest(session_id), m.CloseSessionResponse)
+        except BerthError:
+            _session.close_at_exit(self.control, session_id)
+
+    def _open(self, api: Api, record: m.Session, created: bool) -> Session:
         self.progress.show("issuing a token")
         tokens = SessionTokens(record.id, lambda: issue(self.control, record.id, self.ttl))
         issued = tokens.issued
         security = Security(issued.tls, self.control.settings.ca, self.control.settings.insecure)
         spark = _pyspark.new_session(record.id, issued.endpoint, security, tokens)
-        made = Session(self.control, record, tokens, spark)
+        made = Session(self.control, record, tokens, spark, created)
         _pyspark.attach(spark, made)
         _session.remember(made)
-        _session.close_at_exit(self.control, record.id if owned else None)
+        _session.close_at_exit(self.control, record.id if created and self.wanted.name is None else None)
         if self.check_versions:
             self._advise(api, made)
         return made
@@ -316,8 +310,10 @@ class _Connector:
         """Wakes an idle session; returns the seconds until that may be tried again."""
         try:
             api.call("SessionService", m.WarmSessionRequest(record.id), m.WarmSessionResponse, patient=False)
-        except Unreachable as error:
-            # The pause after a start that failed.
+        except BerthError as error:
+            if not error.is_temporary:
+                raise
+            # The pause after a start that failed, or of a rate limit.
             return error.retry_after or _WARM_PAUSE
         return _WARM_PAUSE
 
@@ -350,6 +346,6 @@ def issue(control: ControlPlane, session_id: str, ttl: timedelta | None) -> Issu
         raise ServerError("Berth returned no token.", next_step="tell your platform team the text and the time")
     lifetime = reply.expires_at.to_datetime() - reply.issued_at.to_datetime()
     # Without use_ssl a host beyond loopback means TLS, as for PySpark, unless plaintext is allowed.
-    plaintext = is_loopback(reply.grpc_endpoint.rsplit(":", 1)[0]) or control.settings.insecure
+    plaintext = is_loopback(host_of(reply.grpc_endpoint)) or control.settings.insecure
     tls = _USE_SSL.search(reply.connection_url) is not None or not plaintext
     return Issued(Secret(reply.token), lifetime.total_seconds(), reply.grpc_endpoint, tls)

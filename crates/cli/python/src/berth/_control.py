@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 CALL_TIMEOUT = 30.0
-#: Pauses before another attempt at a call that Berth did not answer.
+#: The least pauses before another attempt at a call that failed temporarily.
 _RETRY_PAUSES = (0.2, 0.5, 1.0)
+#: The longest sum of the pauses of one call; an error that asks for more is raised.
+_MAX_PAUSES = 10.0
 _DOMAIN = "berth"
 
 
@@ -66,7 +68,7 @@ class Api:
         self._credential = credential
 
     def call(self, service: str, request: Any, reply: Type[R], timeout: float = CALL_TIMEOUT, patient: bool = True) -> R:
-        """Calls the method that the class of the request names."""
+        """Calls the method that the class of the request names; a patient call is repeated after temporary errors."""
         grpc = import_grpc()
         method = type(request).__name__[: -len("Request")]
         rpc = self._channel.unary_unary(
@@ -74,15 +76,18 @@ class Api:
             request_serializer=encode,
             response_deserializer=lambda data: decode(reply, data),
         )
-        for pause in [*(_RETRY_PAUSES if patient else ()), None]:
+        left = _MAX_PAUSES
+        for least in [*(_RETRY_PAUSES if patient else ()), None]:
             try:
                 # Metadata and no call credential, which needs a thread: none starts while Python exits.
                 metadata = (bearer(self._credential.secret()),)
                 return rpc(request, timeout=timeout, metadata=metadata)  # type: ignore[no-any-return]
             except grpc.RpcError as error:
                 failure = self._error(error)
-                if pause is None or not isinstance(failure, Unreachable) or failure.retry_after is not None:
+                pause = max(least or 0.0, failure.retry_after or 0.0)
+                if least is None or not failure.is_temporary or pause > left:
                     raise failure from None
+            left -= pause
             time.sleep(pause)
         raise AssertionError("unreachable")
 

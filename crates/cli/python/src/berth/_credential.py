@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import sys
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Callable
 from . import _login
 from ._secret import Secret
 from ._settings import CredentialArgument, Oidc, Settings
-from .errors import ConfigurationError, CredentialError, LoginRequired
+from .errors import BerthError, ConfigurationError, CredentialError, LoginRequired, Unreachable
 
 #: A projected service-account token of Kubernetes, whose audience is Berth. The token that each pod has by
 #: default is for the API server, so it is never used.
@@ -27,12 +28,12 @@ class Credential:
     #: The source for people, without the secret.
     source: str
     read: Callable[[], str]
-    #: The sign-in that a person can make, if nobody signed in yet.
+    #: The sign-in by a person, where none is stored.
     sign_in: Callable[[Callable[[str], None]], str] | None = None
 
     def secret(self) -> Secret:
         """The key or token."""
-        secret = Secret(self.read().strip())
+        secret = Secret(self._text().strip())
         if not secret or len(secret) > _MAX_BYTES or not secret.isascii() or not secret.isprintable():
             raise CredentialError(
                 f"The credential of {self.source} is empty, too long, or no plain text.",
@@ -41,14 +42,38 @@ class Credential:
             )
         return secret
 
-    def ensure(self, tell: Callable[[str], None]) -> None:
-        """Signs in, where nobody did and a person can."""
+    def _text(self) -> Secret:
+        """What the source returns. The function of a program raises errors of its own, which can contain secrets."""
+        try:
+            text = self.read()
+        except BerthError:
+            raise
+        except Exception as error:
+            what = f"{self.source[0].upper()}{self.source[1:]} raised {type(error).__name__}."
+            if isinstance(error, (OSError, http.client.HTTPException)):
+                raise Unreachable(what, next_step="try again, or correct the cause, see the traceback") from error
+            raise CredentialError(
+                what, next_step="correct the cause, see the traceback", reason="CREDENTIAL_INVALID"
+            ) from error
+        if isinstance(text, str):
+            return Secret(text)
+        kind = type(text).__name__
+        # It may be the key as bytes, and tracebacks can show variables.
+        del text
+        raise CredentialError(
+            f"The credential of {self.source} is of type {kind}, not text.",
+            next_step="return a service-account key, or a token of your identity provider, as str",
+            reason="CREDENTIAL_INVALID",
+        )
+
+    def ensure(self, show: Callable[[str], None]) -> None:
+        """Signs in, where no sign-in is stored and a person is present."""
         try:
             self.secret()
         except LoginRequired:
             if self.sign_in is None or not is_interactive():
                 raise
-            self.sign_in(tell)
+            self.sign_in(show)
 
 
 def is_interactive() -> bool:
@@ -84,6 +109,11 @@ def _of_argument(credential: CredentialArgument) -> Credential:
     if isinstance(credential, str):
         secret = Secret(credential)
         return Credential("credential=", lambda: secret)
+    if not isinstance(credential, os.PathLike):
+        raise ConfigurationError(
+            f"credential= is of type {type(credential).__name__}.",
+            next_step="give the key or token as str, its file as pathlib.Path, or a function that returns it",
+        )
     return _of_file(Path(credential))
 
 
@@ -119,13 +149,13 @@ def _of_login(name: str, oidc: Oidc) -> Credential:
         try:
             return _login.current(name, oidc)
         except LoginRequired:
-            # Nobody can sign in here, but the platform vouches for the pod.
+            # No person is present, but the platform issues a token for the pod.
             if PROJECTED_TOKEN.exists() and not is_interactive():
                 return _read_file(PROJECTED_TOKEN)
             raise
 
     return Credential(
-        f"the sign-in of context {name} at {oidc.issuer}", read, lambda tell: _login.sign_in(name, oidc, tell)
+        f"the sign-in of context {name} at {oidc.issuer}", read, lambda show: _login.sign_in(name, oidc, show)
     )
 
 
@@ -135,9 +165,10 @@ def _of_file(path: Path) -> Credential:
 
 def _read_file(path: Path) -> Secret:
     try:
-        return Secret(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+        # A decoding error would contain the bytes. secret() rejects the replacements, which are not ASCII.
+        return Secret(path.read_bytes().decode("utf-8", errors="replace"))
+    except OSError as error:
         raise CredentialError(
-            f"The credential file {path} cannot be read: {error}.",
+            f"The credential file {path} cannot be read: {error.strerror}.",
             next_step="correct the path, or give another credential: BERTH_KEY, BERTH_TOKEN, `berth login`",
         ) from None

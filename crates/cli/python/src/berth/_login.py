@@ -4,29 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import ssl
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable
 
-from . import _private_file
-from ._channel import is_loopback
+from . import _http, _private_file
 from ._secret import Secret
 from ._settings import Oidc, config_dir
 from .errors import BerthError, ConfigurationError, CredentialError, LoginRequired, Unreachable
 
 _DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
-_SECRETS = frozenset({"token", "access_token", "id_token", "refresh_token", "device_code"})
-_REQUEST_TIMEOUT = 15.0
-_MAX_RESPONSE_BYTES = 512 * 1024
-_DEFAULT_LIFETIME = 300
+_DEFAULT_LIFETIME = 300.0
 _SLOW_DOWN = 5.0
 _LOGIN = "run `berth login`, or connect in a terminal or notebook, which can sign in"
-_CHECK_PROVIDER = "check the network to the identity provider and the issuer of the context"
+_CHECK_CONTEXT = "check the issuer, the scopes and `--oidc-token` of the context: `berth context show`"
 
 
 @dataclass
@@ -71,34 +64,35 @@ def current(context: str, oidc: Oidc) -> Secret:
         try:
             return _renew(context, oidc, login).token
         except BerthError:
-            # The provider is away for a moment, and the token still serves.
+            # The provider does not answer now, and the token is still valid.
             if login.is_valid():
                 return login.token
             raise
 
 
-def sign_in(context: str, oidc: Oidc, tell: Callable[[str], None], timeout: float = 600.0) -> Secret:
+def sign_in(context: str, oidc: Oidc, show: Callable[[str], None], timeout: float = 600.0) -> Secret:
     """Signs in with a code on another device (RFC 8628), and stores the tokens."""
     provider = _discover(oidc)
     endpoint = provider.get("device_authorization_endpoint")
-    if not endpoint:
+    if not isinstance(endpoint, str):
         raise LoginRequired(
             "The identity provider has no sign-in by device.", next_step="run `berth login --browser` in a terminal"
         )
     parameters = {"client_id": oidc.client_id, "scope": " ".join(oidc.scopes), **_optional(oidc, "audience", "resource")}
     started = _accepted(_form(oidc, endpoint, parameters), "refuses the sign-in")
-    uri = started.get("verification_uri") or started.get("verification_url")
-    tell(f"To sign in, open {uri} and enter the code {started['user_code']}.")
-    login = _poll(oidc, provider, started, min(float(started.get("expires_in", timeout)), timeout))
+    uri = _required(started, "verification_uri", "verification_url")
+    code, device = _required(started, "user_code"), _required(started, "device_code")
+    show(f"To sign in, open {uri} and enter the code {code}.")
+    interval = min(max(_positive(started, "interval", 5.0), 1.0), 60.0)
+    login = _poll(oidc, provider, device, interval, min(_positive(started, "expires_in", timeout), timeout))
     with _private_file.lock(store_path(context)):
         _save(context, login)
     return login.token
 
 
-def _poll(oidc: Oidc, provider: dict[str, Any], started: dict[str, Any], life: float) -> StoredLogin:
-    interval = min(max(float(started.get("interval") or 5), 1.0), 60.0)
+def _poll(oidc: Oidc, provider: dict[str, Any], device: str, interval: float, life: float) -> StoredLogin:
     end = time.monotonic() + life
-    grant = {"grant_type": _DEVICE_GRANT, "device_code": started["device_code"]}
+    grant = {"grant_type": _DEVICE_GRANT, "device_code": device}
     while time.monotonic() + interval < end:
         time.sleep(interval)
         try:
@@ -112,8 +106,8 @@ def _poll(oidc: Oidc, provider: dict[str, Any], started: dict[str, Any], life: f
         if refusal == "slow_down":
             interval += _SLOW_DOWN
         elif refusal != "authorization_pending":
-            raise LoginRequired(f"The sign-in was refused ({refusal}).", next_step=_LOGIN)
-    raise LoginRequired("Nobody signed in in time.", next_step=_LOGIN)
+            raise LoginRequired(f"The sign-in was refused ({_reason(reply)}).", next_step=_LOGIN)
+    raise LoginRequired("The sign-in was not completed in time.", next_step=_LOGIN)
 
 
 def _usable(context: str, oidc: Oidc) -> StoredLogin:
@@ -128,20 +122,29 @@ def _load(context: str) -> StoredLogin | None:
     text = _private_file.read_secret(path)
     if text is None:
         return None
+    login = _parse(text)
+    if login is None:
+        raise LoginRequired(f"{path} is damaged.", next_step="sign in again with `berth login`")
+    return login
+
+
+def _parse(text: Secret) -> StoredLogin | None:
+    """The fields of a file; ``None`` if it is damaged. An error raised here would have tokens in its frame."""
+    fields = _http.parse(text)
+    if fields is None:
+        return None
     try:
-        fields = json.loads(text, object_hook=_hide)
-        refresh = fields.get("refresh_token")
-        return StoredLogin(
+        login = StoredLogin(
             issuer=fields["issuer"],
             client_id=fields["client_id"],
             token=fields["token"],
-            refresh_token=refresh,
+            refresh_token=fields.get("refresh_token"),
             obtained_at=int(fields["obtained_at"]),
             expires_at=int(fields["expires_at"]),
         )
-    except (ValueError, KeyError, TypeError, AttributeError):
-        # The parser's error could quote a token.
-        raise LoginRequired(f"{path} is damaged.", next_step="sign in again with `berth login`") from None
+    except (ValueError, KeyError, TypeError, OverflowError):
+        return None
+    return login if login.token and login.token.isascii() else None
 
 
 def _save(context: str, login: StoredLogin) -> None:
@@ -157,7 +160,7 @@ def _renew(context: str, oidc: Oidc, login: StoredLogin) -> StoredLogin:
     grant = {"grant_type": "refresh_token", "refresh_token": login.refresh_token}
     reply = _token_request(oidc, _discover(oidc), grant)
     if reply.get("error") is not None:
-        raise LoginRequired(f"The sign-in has ended ({reply['error']}).", next_step="run `berth login`")
+        raise LoginRequired(f"The sign-in has ended ({_reason(reply)}).", next_step="run `berth login`")
     renewed = _login_of(oidc, reply)
     if renewed.refresh_token is None:
         # A provider without rotation keeps the old one valid.
@@ -171,10 +174,10 @@ def _login_of(oidc: Oidc, reply: dict[str, Any]) -> StoredLogin:
     if not isinstance(token, Secret) or not token:
         raise CredentialError(
             f"The identity provider returned no {oidc.token}.",
-            next_step="check the scopes and `--oidc-token` of the context: `berth context show`",
+            next_step=_CHECK_CONTEXT,
         )
     now = int(time.time())
-    lifetime = int(max(float(reply.get("expires_in") or _DEFAULT_LIFETIME), 0))
+    lifetime = int(_positive(reply, "expires_in", _DEFAULT_LIFETIME))
     return StoredLogin(oidc.issuer, oidc.client_id, token, reply.get("refresh_token"), now, now + lifetime)
 
 
@@ -188,13 +191,18 @@ def _optional(oidc: Oidc, *names: str) -> dict[str, str]:
 
 def _accepted(reply: dict[str, Any], what: str) -> dict[str, Any]:
     if reply.get("error") is not None:
-        raise LoginRequired(f"The identity provider {what} ({reply['error']}).", next_step=_LOGIN)
+        raise LoginRequired(f"The identity provider {what} ({_reason(reply)}).", next_step=_LOGIN)
     return reply
+
+
+def _reason(reply: dict[str, Any]) -> str:
+    """The code of a refusal, as a short text."""
+    return str(reply["error"])[:100]
 
 
 def _discover(oidc: Oidc) -> dict[str, Any]:
     """The provider's document, whose endpoints are all as protected as the issuer."""
-    document = _request(oidc, oidc.issuer.rstrip("/") + "/.well-known/openid-configuration", None)
+    document = _http.request(oidc.issuer.rstrip("/") + "/.well-known/openid-configuration", None, oidc.ca)
     if document.get("issuer") != oidc.issuer or not isinstance(document.get("token_endpoint"), str):
         raise ConfigurationError(
             f"{oidc.issuer} has no discovery document of this issuer.", next_step="correct the issuer of the context"
@@ -203,42 +211,22 @@ def _discover(oidc: Oidc) -> dict[str, Any]:
 
 
 def _form(oidc: Oidc, endpoint: str, parameters: dict[str, str]) -> dict[str, Any]:
-    return _request(oidc, endpoint, Secret(urllib.parse.urlencode(parameters)))
+    return _http.request(endpoint, Secret(urllib.parse.urlencode(parameters)), oidc.ca)
 
 
-def _request(oidc: Oidc, url: str, form: Secret | None) -> dict[str, Any]:
-    parts = urllib.parse.urlsplit(url)
-    if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(parts.hostname or "")):
-        raise ConfigurationError(f"{url} of the identity provider is not https.", next_step="use a provider with TLS")
+def _required(reply: dict[str, Any], *names: str) -> str:
+    """The first of these fields that is text."""
+    for name in names:
+        if isinstance(reply.get(name), str) and reply[name]:
+            text: str = reply[name]
+            return text
+    raise CredentialError(f"The identity provider returned no {names[0]}.", next_step=_CHECK_CONTEXT)
+
+
+def _positive(reply: dict[str, Any], name: str, default: float) -> float:
+    """A number of seconds; the default where the provider gives none that can be used."""
     try:
-        context = ssl.create_default_context(cafile=oidc.ca) if parts.scheme == "https" else None
-        request = urllib.request.Request(
-            url, None if form is None else form.encode(), {"accept": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=_REQUEST_TIMEOUT, context=context) as reply:
-            return _json(url, reply.read(_MAX_RESPONSE_BYTES))
-    except urllib.error.HTTPError as error:
-        # RFC 6749, section 5.2: a refusal is JSON with status 400 or 401.
-        if error.code in (400, 401):
-            return _json(url, error.read(_MAX_RESPONSE_BYTES))
-        raise Unreachable(f"{url} answers with HTTP status {error.code}.", next_step=_CHECK_PROVIDER) from None
-    except OSError as error:
-        raise Unreachable(f"{parts.netloc} cannot be reached: {error}.", next_step=_CHECK_PROVIDER) from None
-
-
-def _hide(fields: dict[str, Any]) -> dict[str, Any]:
-    """Tokens as secrets from the first moment, so that no traceback shows them."""
-    for name in _SECRETS.intersection(fields):
-        if fields[name] is not None:
-            fields[name] = Secret(fields[name])
-    return fields
-
-
-def _json(url: str, body: bytes) -> dict[str, Any]:
-    try:
-        document = json.loads(body, object_hook=_hide)
-        if isinstance(document, dict):
-            return document
-    except ValueError:
-        pass
-    raise Unreachable(f"{url} answers with something other than JSON.", next_step=_CHECK_PROVIDER)
+        value = float(reply.get(name) or default)
+    except (TypeError, ValueError, OverflowError):
+        return default
+    return value if 0 < value < float("inf") else default

@@ -20,12 +20,8 @@ class Status(enum.IntEnum):
     CLOSED = 4
     FAILED = 5
 
-    @property
-    def is_live(self) -> bool:
-        """Whether the session can still be used."""
-        return self in (Status.PENDING, Status.ACTIVE, Status.IDLE)
 
-
+#: In which the session can still be used.
 LIVE = (Status.PENDING, Status.ACTIVE, Status.IDLE)
 
 

@@ -7,15 +7,17 @@ import shlex
 from typing import Any, NoReturn
 
 from . import _session
-from ._connect import connect, parse_time
+from ._connect import connect
 from ._progress import Progress
 from ._session import Session
 from ._sql import parameters
-from .errors import ClientError, ConfigurationError
+from ._time import parse_time
+from .errors import BerthError, ClientError, ConfigurationError, PermissionDenied
 
 _ROWS = 100
 _HELP = """%berth connect [--cluster C] [--catalog C] [--name N] [--idle 30m] [--label K=V]… [--session ID] [--context C]
-    connects, and sets `spark`; run again, it returns the same session
+    connects, and sets `spark`; run again, it returns the same session; with other options
+    it closes the former session if that has no name
 %berth status       the session
 %berth interrupt    interrupts its running queries
 %berth close        ends it
@@ -102,26 +104,17 @@ class Extension:
     # ---- %berth ------------------------------------------------------------------------------------------------
 
     def _connect(self, line: str) -> None:
-        if self._session is not None and self._session.is_usable() and line == self._line and self._is_live():
-            print(f"berth: still connected to {self._session.id}")
+        options = _options(line)
+        former = self._session
+        if former is not None and line == self._line and _is_live(former):
+            self._session = _connect_again(former, options)
+            print(f"berth: still connected to {former.id}")
         else:
-            self._session = self._new_session(line)
+            self._session = _session.session_of(connect(**options))
             self._line = line
+            if former is not None and former.id != self._session.id:
+                _leave(former)
         self._shell.user_ns["spark"] = self._session.spark
-
-    def _is_live(self) -> bool:
-        assert self._session is not None
-        return self._session.status in ("pending", "active", "idle")
-
-    def _new_session(self, line: str) -> Session:
-        options = vars(_connect_parser().parse_args(shlex.split(line)))
-        labels = [text.partition("=") for text in options.pop("label")]
-        if not all(separator and key for key, separator, _ in labels):
-            raise ConfigurationError("A label is not KEY=VALUE.", next_step="write --label team=data")
-        timeout = parse_time("--timeout", options.pop("timeout"))
-        return _session.session_of(
-            connect(labels={key: value for key, _, value in labels}, timeout=timeout, **options)
-        )
 
     def _status(self, _: str) -> None:
         session = self._current()
@@ -152,6 +145,46 @@ class Extension:
         """What the notebook calls ``spark``, else the session of ``%berth connect``."""
         spark = self._shell.user_ns.get("spark")
         return spark if hasattr(spark, "sql") else self._current().spark
+
+
+def _options(line: str) -> dict[str, Any]:
+    """The arguments of connect()."""
+    options = vars(_connect_parser().parse_args(shlex.split(line)))
+    labels = [text.partition("=") for text in options.pop("label")]
+    if not all(separator and key for key, separator, _ in labels):
+        raise ConfigurationError("A label is not KEY=VALUE.", next_step="write --label team=data")
+    options["labels"] = {key: value for key, _, value in labels}
+    options["timeout"] = parse_time("--timeout", options["timeout"])
+    return options
+
+
+def _is_live(session: Session) -> bool:
+    try:
+        return session.status in ("pending", "active", "idle")
+    except PermissionDenied:
+        # Berth no longer lists it.
+        return False
+
+
+def _connect_again(session: Session, options: dict[str, Any]) -> Session:
+    """The same session with a new token, and with a new SparkSession if that was stopped."""
+    kept = {name: options[name] for name in ("context", "timeout", "token_ttl")}
+    return _session.session_of(connect(session.id, progress=False, **kept))
+
+
+def _leave(session: Session) -> None:
+    """Closes the session of the former %berth connect if only this notebook can name it."""
+    if not _session.is_owned(session.id):
+        return
+    try:
+        session.close()
+    except PermissionDenied:
+        # Berth no longer lists it.
+        _session.forget(session.id)
+    except BerthError as error:
+        print(f"berth: the former session {session.id} was not closed: {error}")
+    else:
+        print(f"berth: closed the former session {session.id}")
 
 
 class QueryProgress:

@@ -27,7 +27,8 @@ def read_secret(path: Path) -> Secret | None:
                 next_step=f"chmod 600 {path}, or sign in again",
                 reason="CREDENTIAL_EXPOSED",
             )
-        return Secret(path.read_text(encoding="utf-8"))
+        # A decoding error would contain the bytes; a text with replacements is no JSON of a sign-in.
+        return Secret(path.read_bytes().decode("utf-8", errors="replace"))
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -180,7 +180,7 @@ def _interrupting(client: Any, run: Any) -> Any:
 
 
 def attach(spark: Any, session: Any) -> None:
-    """Gives a SparkSession the attribute ``berth``, and makes ``with`` close the session in all releases."""
+    """Gives a SparkSession the attribute ``berth``, and makes ``with`` the same in all releases."""
     kind: Any = type(spark)
     spark.__class__ = _closing_class(kind)
     spark.berth = session
@@ -194,8 +194,8 @@ def _closing_class(base: Any) -> Any:
         def __enter__(self) -> Any:
             return self
 
-        def __exit__(self, *_: Any) -> None:
-            self.berth.close()
+        def __exit__(self, *error: Any) -> None:
+            self.berth.__exit__(*error)
 
         def __del__(self) -> None:
             # In 3.5 it joins the threads of all sessions, in whichever thread the garbage is collected: a

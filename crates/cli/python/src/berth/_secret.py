@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
+from typing import Any, NoReturn
 
 HIDDEN = "<secret>"
 
@@ -31,3 +31,10 @@ class Secret(str):
 def bearer(secret: str) -> tuple[str, Secret]:
     """The metadata that carries a key or token."""
     return ("authorization", Secret("Bearer " + secret))
+
+
+def hidden(value: Any) -> Any:
+    """Text or bytes as a secret; anything else as it is."""
+    if isinstance(value, bytes):
+        return Secret(value.decode("utf-8", errors="replace"))
+    return Secret(value) if isinstance(value, str) else value

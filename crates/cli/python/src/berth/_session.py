@@ -6,15 +6,16 @@ import atexit
 import contextlib
 import os
 import threading
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Callable, NoReturn
 
 from . import _messages as m
 from . import _pyspark
 from ._control import ControlPlane
-from ._tokens import SessionTokens
-from .errors import ClientError, ConfigurationError, ServerError
+from ._time import Time, parse_time
+from ._tokens import Issued, SessionTokens
+from .errors import ClientError, ServerError
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -23,16 +24,23 @@ _EXIT_TIMEOUT = 5.0
 
 
 class Session:
-    """A session of Berth. A context manager that closes it. Thread-safe.
+    """A session of Berth. A context manager that closes it if :func:`berth.connect` created it. Thread-safe.
 
     :func:`berth.session` makes it, and ``spark.berth`` is that of a SparkSession.
     """
 
-    def __init__(self, control: ControlPlane, record: m.Session, tokens: SessionTokens, spark: Any) -> None:
+    def __init__(
+        self, control: ControlPlane, record: m.Session, tokens: SessionTokens, spark: Any, created: bool
+    ) -> None:
         self._control = control
         self._tokens = tokens
         self._lock = threading.Lock()
         self._closed = False
+        self._created = created
+        # Calls of connect() that returned it, less the `with` statements that ended.
+        self._uses = 0
+        # A forked process has this object too, but the session is its parent's.
+        self._process = os.getpid()
         #: Its id, ``s-…``.
         self.id: str = record.id
         #: Its name; empty if it has none.
@@ -52,13 +60,30 @@ class Session:
         name = f" {self.name!r}" if self.name else ""
         return f"<berth.Session {self.id}{name} on {self.cluster}>"
 
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError(f"a session of berth is not pickled: call berth.connect({self.id!r}) where it is needed")
+
     def __enter__(self) -> Session:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        if os.getpid() != self._process:
+            return
+        with self._lock:
+            self._uses -= 1
+            if self._uses > 0:
+                return
+        if self._created:
+            self.close()
+        else:
+            self.stop_spark(release=True)
+
+    def add_use(self) -> None:
+        """Counts a connect() that returns this session, so that the last ``with`` statement ends it."""
+        with self._lock:
+            self._uses += 1
 
     @property
     def status(self) -> str:
@@ -76,16 +101,16 @@ class Session:
         with self._control.manager() as api:
             return api.call("SessionService", request, m.InterruptOperationsResponse).interrupted_operation_ids
 
-    def keep_alive(self, duration: timedelta) -> None:
-        """Pauses the idle timeouts for work without an open call, such as a streaming query."""
-        if duration <= timedelta(0):
-            raise ConfigurationError("duration is not positive.", next_step="give a timedelta such as timedelta(hours=1)")
-        until = m.Timestamp.of(datetime.now(timezone.utc) + duration)
+    def keep_alive(self, duration: Time) -> None:
+        """Pauses the idle timeouts for work without an open call, such as a streaming query ("2h", a timedelta)."""
+        until = m.Timestamp.of(datetime.now(timezone.utc) + parse_time("duration", duration))
         with self._control.manager() as api:
             api.call("SessionService", m.KeepSessionAliveRequest(self.id, until), m.KeepSessionAliveResponse)
 
     def close(self) -> None:
-        """Ends the session and its compute. Closing it again does nothing."""
+        """Ends the session and its compute. Does nothing if it is closed, and in a forked process."""
+        if os.getpid() != self._process:
+            return
         with self._lock:
             if self._closed:
                 return
@@ -102,6 +127,11 @@ class Session:
                 self.spark.release_session_on_close = False
             if not _pyspark.is_stopped(self.spark):
                 self.spark.stop()
+
+    def renew(self, control: ControlPlane, issue: Callable[[], Issued]) -> None:
+        """Issues a new token, and uses this credential from now on."""
+        self._tokens.renew(issue)
+        self._control = control
 
     def is_usable(self) -> bool:
         """Whether it was not closed here, and its SparkSession was not stopped."""
@@ -131,7 +161,7 @@ def status_name(record: m.Session) -> str:
 # ---- the sessions of this process ------------------------------------------------------------------------------
 
 _sessions: dict[str, Session] = {}
-#: Sessions that nobody else can name: they are closed when Python exits.
+#: Sessions without a name that this process created: they are closed when Python exits.
 _owned: dict[str, ControlPlane] = {}
 _sessions_lock = threading.Lock()
 _opening = threading.RLock()
@@ -171,6 +201,15 @@ def session_of(spark: Any) -> Session:
 def is_owned(session_id: str) -> bool:
     """Whether it is closed when Python exits."""
     return session_id in _owned
+
+
+def forget(session_id: str) -> None:
+    """Removes a session that is not returned, and stops its SparkSession."""
+    with _sessions_lock:
+        made = _sessions.pop(session_id, None)
+        _owned.pop(session_id, None)
+    if made is not None:
+        made.stop_spark()
 
 
 def _forget(session: Session) -> None:

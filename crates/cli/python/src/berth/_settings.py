@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Callable, Union
 from urllib.parse import urlsplit
 
-from ._channel import Security, is_loopback
+from ._channel import Security, check_plaintext
 from .errors import ConfigurationError
 
 if sys.version_info >= (3, 11):
@@ -82,7 +82,7 @@ def config_dir() -> Path:
     if sys.platform == "darwin":
         return Path.home() / "Library/Application Support/berth"
     base = os.environ.get("XDG_CONFIG_HOME", "")
-    # The specification of the variable says that other paths are ignored.
+    # By the specification of the variable other paths are ignored.
     return (Path(base) if os.path.isabs(base) else Path.home() / ".config") / "berth"
 
 
@@ -125,11 +125,8 @@ def check_address(name: str, address: str, insecure: bool) -> None:
             f"{name} is {address!r}, which is not an address like https://berth.example.org:8081.",
             next_step=f"set {name}= (BERTH_{name.upper()}) with scheme, host and port",
         )
-    if parts.scheme == "http" and not insecure and not is_loopback(parts.hostname or ""):
-        raise ConfigurationError(
-            f"{address} is plaintext, and your key or token could be read on the network.",
-            next_step="use https://; only in a network that you trust: insecure=True (BERTH_INSECURE)",
-        )
+    if parts.scheme == "http":
+        check_plaintext(address, parts.hostname or "", insecure)
 
 
 def load_context(name: str | None) -> Context:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import sys
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from typing import Callable, NoReturn, Protocol
 
 from ._secret import Secret
-from .errors import BerthError, Unreachable
+from .errors import BerthError, ServerError
 
 _log = logging.getLogger("berth")
 
@@ -43,8 +44,9 @@ class TokenSource(Protocol):
 class SessionTokens:
     """The current token of a session. Thread-safe; one renewal at a time.
 
-    Expiry is judged by this machine's monotonic clock, so a wrong wall clock has no effect. PySpark copies its
-    channel builder deeply, so a copy of this object is the object itself.
+    The age of a token is the larger one by two clocks. The monotonic clock stands still while the machine is
+    suspended, and the wall clock can be set back. PySpark copies its channel builder deeply, so a copy of this
+    object is the object itself.
     """
 
     def __init__(self, session: str, issue: Callable[[], Issued]) -> None:
@@ -53,7 +55,7 @@ class SessionTokens:
         self._lock = threading.Lock()
         self._renewing: threading.Thread | None = None
         self._failure: BerthError | None = None
-        self._told = ""
+        self._reported = ""
         self._next_attempt = 0.0
         self._take(issue())
         _sources.add(self)
@@ -79,21 +81,40 @@ class SessionTokens:
         """The token for a call that starts now.
 
         A token that is due is renewed in the background while it still serves. Once it has expired the caller
-        waits for the renewal. If Berth does not answer, the error is temporary, and PySpark tries again. If Berth
-        refuses, the old token is returned, because spark-proxy then explains the refusal at once.
+        waits for the renewal. After a temporary failure this raises an error, and PySpark repeats the call. After
+        a final one it returns the old token, because spark-proxy then answers with the cause immediately.
         """
-        now = time.monotonic()
-        if now < self._renew_at:
+        age = self._age()
+        if age < self._renew_after:
             return self._issued.token
-        if now < self._expires_at:
+        if age < self._expires_after:
             self._renew_in_background()
             return self._issued.token
         with self._lock:
-            if time.monotonic() >= self._expires_at:
+            if self._age() >= self._expires_after:
                 self._renew()
-        if isinstance(self._failure, Unreachable):
-            raise self._failure
+        failure = self._failure
+        if failure is not None and failure.is_temporary:
+            # A copy: an error that is raised again and again collects the frames of all callers.
+            raise copy.copy(failure)
         return self._issued.token
+
+    def renew(self, issue: Callable[[], Issued]) -> None:
+        """Issues a new token now, and by ``issue`` from now on.
+
+        After a temporary failure the present token serves as long as it is valid.
+        """
+        with self._lock:
+            try:
+                self._take(issue())
+            except BerthError as error:
+                if not error.is_temporary or self._age() >= self._expires_after:
+                    raise
+            self._issue = issue
+
+    def _age(self) -> float:
+        """Seconds since the present token was received."""
+        return max(time.monotonic() - self._taken[0], time.time() - self._taken[1])
 
     def _renew_in_background(self) -> None:
         if not self._lock.acquire(blocking=False):
@@ -110,7 +131,7 @@ class SessionTokens:
 
     def _renew_locked(self) -> None:
         with self._lock:
-            if time.monotonic() >= self._renew_at:
+            if self._age() >= self._renew_after:
                 self._renew()
 
     def _renew(self) -> None:
@@ -120,25 +141,36 @@ class SessionTokens:
         try:
             self._take(self._issue())
         except BerthError as error:
-            pause = _PAUSE if isinstance(error, Unreachable) else _LONG_PAUSE
-            self._next_attempt = time.monotonic() + pause
-            self._failure = error
-            self._tell(error)
+            # A copy holds no frames and no cause.
+            self._fail(copy.copy(error))
+        except Exception as error:  # noqa: BLE001 - in the background thread Python would print a traceback
+            self._fail(
+                ServerError(
+                    f"The renewal ended with {type(error).__name__}.",
+                    next_step="call berth.connect() again, and tell your platform team the text and the time",
+                )
+            )
+
+    def _fail(self, error: BerthError) -> None:
+        pause = min(error.retry_after or _PAUSE, _LONG_PAUSE) if error.is_temporary else _LONG_PAUSE
+        self._next_attempt = time.monotonic() + pause
+        self._failure = error
+        self._report(error)
 
     def _take(self, issued: Issued) -> None:
-        now = time.monotonic()
         self._issued = issued
+        self._taken = (time.monotonic(), time.time())
         self._failure = None
-        self._told = ""
+        self._reported = ""
         self._next_attempt = 0.0
-        self._renew_at = now + issued.lifetime * _RENEW_AFTER
-        self._expires_at = now + max(issued.lifetime - _MARGIN, issued.lifetime * _RENEW_AFTER)
+        self._renew_after = issued.lifetime * _RENEW_AFTER
+        self._expires_after = max(issued.lifetime - _MARGIN, self._renew_after)
 
-    def _tell(self, error: BerthError) -> None:
-        """Says once why the session will stop working: PySpark shows only that the token has expired."""
+    def _report(self, error: BerthError) -> None:
+        """Prints a final error once, because PySpark only shows that the token has expired."""
         _log.debug("renewing the token of %s failed: %s", self.session, error.reason)
-        if not isinstance(error, Unreachable) and error.reason != self._told:
-            self._told = error.reason
+        if not error.is_temporary and error.reason != self._reported:
+            self._reported = error.reason
             print(f"berth: the token of {self.session} was not renewed: {error}", file=sys.stderr)
 
     def _after_fork(self) -> None:
@@ -150,7 +182,7 @@ _sources: "weakref.WeakSet[SessionTokens]" = weakref.WeakSet()
 
 
 def _after_fork_in_child() -> None:
-    # A lock that another thread of the parent held stays locked in the child for ever.
+    # A lock that another thread of the parent held is never released in the child.
     for source in list(_sources):
         source._after_fork()
 

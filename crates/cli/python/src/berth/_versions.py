@@ -43,20 +43,20 @@ def python_line(here: str, there: str) -> str:
     )
 
 
-def check_python(spark: Any, tell: Callable[[str], None]) -> threading.Thread:
-    """Asks Sail for its Python in the background, by a UDF that needs no pickled code, and tells of a difference.
+def check_python(spark: Any, show: Callable[[str], None]) -> threading.Thread:
+    """Asks Sail for its Python in the background, by a UDF that needs no pickled code, and shows a difference.
 
-    Apache Spark compares both itself and says so in the error of the UDF; there this would start a Python
-    worker for sessions that never use one.
+    Apache Spark compares both itself and names them in the error of the UDF; there this query would start a
+    Python worker for sessions that never use one.
     """
 
     def ask() -> None:
         try:
             there = engine_python(spark)
-        except Exception:  # noqa: BLE001 - advice only: a query that fails is told by itself
+        except Exception:  # noqa: BLE001 - advice only: later queries report the cause
             return
         if minor(there) != sys.version_info[:2]:
-            tell(python_line(platform.python_version(), there))
+            show(python_line(platform.python_version(), there))
 
     thread = threading.Thread(target=ask, name="berth-python-version", daemon=True)
     thread.start()

@@ -27,6 +27,11 @@ class BerthError(Exception):
         #: Seconds after which the same call can succeed, if Berth names them.
         self.retry_after = retry_after
 
+    @property
+    def is_temporary(self) -> bool:
+        """Whether the same call can succeed later without a change."""
+        return isinstance(self, Unreachable) or self.retry_after is not None or self.reason in _TEMPORARY
+
     def __str__(self) -> str:
         end = "" if self.text.endswith((".", "!", "?")) else "."
         return f"{self.text}{end} Next: {self.next_step}"
@@ -58,13 +63,13 @@ class CredentialError(BerthError):
 
 
 class LoginRequired(CredentialError):
-    """Nobody signed in, or the sign-in has ended."""
+    """There is no sign-in, or it has ended."""
 
     default_reason = "LOGIN_REQUIRED"
 
 
 class PermissionDenied(BerthError, PermissionError):
-    """The object belongs to somebody else, or does not exist."""
+    """The object belongs to another account, or does not exist."""
 
     default_reason = "NOT_AUTHORIZED"
 
@@ -121,7 +126,10 @@ class ServerError(BerthError):
     default_reason = "INTERNAL"
 
 
-_NEW_SESSION = "create another: berth.connect() without session=; with name= it is found or made anew"
+#: Refusals that end by themselves, even if Berth does not name a time.
+_TEMPORARY = frozenset({"RATE_LIMITED", "TOO_MANY_WAITING"})
+
+_NEW_SESSION = "create another: berth.connect() without session=; with name= it is found or created"
 _TRY_AGAIN = "try again in a few seconds"
 _NEW_TOKEN = "call berth.connect() again; it issues a new session token"
 
@@ -154,7 +162,7 @@ BY_REASON: dict[str, tuple[type[BerthError], str]] = {
         QuotaExceeded,
         "close sessions that you no longer need (`berth session list`), or have the limit raised",
     ),
-    "RATE_LIMITED": (QuotaExceeded, "wait as long as retry_after says, then try again"),
+    "RATE_LIMITED": (QuotaExceeded, "wait for the seconds of retry_after, then try again"),
     "TOO_MANY_WAITING": (QuotaExceeded, _TRY_AGAIN),
     "REQUEST_ID_REUSED": (ServerError, _TRY_AGAIN),
     "ALREADY_EXISTS": (ConfigurationError, "choose another name"),

@@ -14,6 +14,7 @@ import tempfile
 import time
 import traceback
 import uuid
+from unittest import mock
 
 import pytest
 
@@ -64,6 +65,18 @@ def nothing_remains():
 def name():
     """A name that no other test uses."""
     return f"t-{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture
+def kernel(tmp_path, monkeypatch):
+    """This Python with this PySpark as a kernel of Jupyter."""
+    folder = tmp_path / "kernels" / "berth-test"
+    folder.mkdir(parents=True)
+    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    (folder / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": "test", "language": "python"}))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    return "berth-test"
 
 
 def command(*args, key="ada"):
@@ -146,13 +159,19 @@ def secrets_of(session):
 
 def renderings(error):
     """An error as plain Python, a debugger and a notebook show it, with all local variables."""
-    yield "".join(traceback.format_exception(type(error), error, error.__traceback__))
-    for render in (with_locals, as_notebook):
-        try:
-            yield render(error)
-        except Exception as failure:
-            # The repr of a DataFrame asks the engine, which refuses it too; people see the plain traceback then.
-            yield "".join(traceback.format_exception(type(failure), failure, failure.__traceback__))
+    from pyspark.sql.connect.dataframe import DataFrame
+
+    # The repr of a DataFrame asks the engine for its columns, which refuses it too.
+    with mock.patch.object(DataFrame, "__repr__", lambda _: "DataFrame[...]"):
+        texts = [render(error) for render in (plain, with_locals, as_notebook)]
+    innermost = traceback.extract_tb(error.__traceback__)[-1].name
+    for text in texts:
+        assert innermost in text and type(error).__name__ in text
+    return texts
+
+
+def plain(error):
+    return "".join(traceback.format_exception(type(error), error, error.__traceback__))
 
 
 def with_locals(error):

@@ -1,11 +1,12 @@
 """connect(): a session, its progress, its end."""
 
 import os
+import pickle
 import threading
 import types
 
 import pytest
-from conftest import ENGINE, LINE, LOCAL_DATA, STACK, connect, command, live_named, on_sail, one, python, status_of, until
+from conftest import ENGINE, LINE, LOCAL_DATA, STACK, START, connect, command, live_named, on_sail, one, python, status_of, until
 
 import berth
 from berth import _versions
@@ -70,7 +71,7 @@ def test_a_name_is_reused_in_this_program_and_in_others(name):
     third.berth.close()
 
 
-def test_a_name_whose_session_ended_is_made_anew(name):
+def test_a_name_whose_session_ended_gets_a_new_session(name):
     first = connect(name=name).berth
     command("session", "close", first.id)
     second = connect(name=name).berth
@@ -86,6 +87,55 @@ def test_a_name_with_other_properties_is_an_error_that_says_what_to_do(name):
     assert f"cluster '{ENGINE}'" in text and f"berth session close {session.id}" in text
     assert berth.connect(name=name).berth is session, "without cluster= any of this name fits"
     session.close()
+
+
+@on_sail
+def test_with_closes_only_what_its_connect_created(name):
+    made = command("session", "create", "--cluster", ENGINE, "--name", name)["id"]
+    with connect(name=name) as spark:
+        assert spark.berth.id == made and one(spark) == 10
+    assert status_of(made) == "active" and spark.is_stopped
+    with berth.session(made, timeout=START) as session:
+        assert one(session.spark) == 10
+    assert status_of(made) == "active"
+    outer = connect(name=name)
+    with connect(name=name) as inner:
+        assert inner is outer
+    assert one(outer) == 10, "the outer connect() still uses it"
+    outer.berth.close()
+    assert status_of(made) == "closed"
+
+
+@on_sail
+def test_nested_with_statements_close_a_session_once():
+    with connect() as outer:
+        with berth.connect(outer.berth.id) as inner:
+            assert inner is outer
+        assert one(outer) == 10
+    assert status_of(outer.berth.id) == "closed"
+
+
+@on_sail
+def test_a_failed_second_connect_leaves_an_unnamed_session_open():
+    """Only the call that created it closes it."""
+    session = connect().berth
+    with pytest.raises(berth.BerthError):
+        berth.connect(session.id, token_ttl="1s")
+    session.spark.stop()
+    with pytest.raises(berth.Unreachable):
+        berth.connect(session.id, issuer="http://127.0.0.1:9")
+    assert status_of(session.id) == "active"
+    assert one(berth.connect(session.id)) == 10
+    session.close()
+
+
+@on_sail
+def test_a_failed_connect_closes_what_it_created():
+    before = {one_["id"] for one_ in command("session", "list", "--all")}
+    with pytest.raises(berth.Unreachable):
+        connect(issuer="http://127.0.0.1:9")
+    made = [one_ for one_ in command("session", "list", "--all") if one_["id"] not in before]
+    assert [one_["status"] for one_ in made] == ["closed"]
 
 
 @on_sail
@@ -165,6 +215,9 @@ if child == 0:
     # What the child would close at its exit.
     ok = not _session._sessions and not _session._owned
     _session._at_exit()
+    spark.berth.close()
+    with spark:
+        pass
     os._exit(0 if ok else 1)
 _, status = os.waitpid(child, 0)
 print(os.waitstatus_to_exitcode(status), spark.berth.status, spark.range(3).count())
@@ -185,16 +238,16 @@ def test_the_catalog_is_the_default():
 
 
 @on_sail
-def test_another_python_on_the_engine_is_told_in_one_line(monkeypatch):
+def test_another_python_on_the_engine_is_shown_in_one_line(monkeypatch):
     with connect() as spark:
         assert _versions.engine_python(spark).split(".")[:2] == [str(part) for part in os.sys.version_info[:2]]
         monkeypatch.setattr(_versions, "sys", types.SimpleNamespace(version_info=(3, 99, 0)))
-        told = []
-        _versions.check_python(spark, told.append).join(30)
-    assert len(told) == 1 and "Python UDFs fail" in told[0] and "\n" not in told[0]
+        lines = []
+        _versions.check_python(spark, lines.append).join(30)
+    assert len(lines) == 1 and "Python UDFs fail" in lines[0] and "\n" not in lines[0]
 
 
-def test_a_client_that_is_newer_than_the_engine_is_told_in_one_line(capfd):
+def test_a_client_that_is_newer_than_the_engine_is_shown_in_one_line(capfd):
     with connect() as spark:
         engine = tuple(int(part) for part in spark.version.split(".")[:2])
     shown = capfd.readouterr().err
@@ -207,9 +260,18 @@ def test_work_without_a_call_can_be_kept_alive():
 
     with connect() as spark:
         spark.berth.keep_alive(timedelta(hours=1))
-        assert command("session", "describe", spark.berth.id)["keep_alive_until"]
+        first = command("session", "describe", spark.berth.id)["keep_alive_until"]
+        spark.berth.keep_alive("2h")
+        assert command("session", "describe", spark.berth.id)["keep_alive_until"] > first > ""
         with pytest.raises(berth.ConfigurationError, match="duration is not positive.*Next"):
             spark.berth.keep_alive(timedelta(0))
+
+
+@on_sail
+def test_a_session_is_not_pickled():
+    with connect() as spark:
+        with pytest.raises(TypeError, match="a session of berth is not pickled: call berth.connect"):
+            pickle.dumps({"session": spark.berth})
 
 
 def test_tls_is_what_the_stack_says():

@@ -16,44 +16,47 @@ def blocks(kind):
 
 
 def adapted(text):
-    """The cluster of the stack, and its address in place of an example's."""
-    text = text.replace('cluster="local"', f'cluster="{ENGINE}"').replace("--cluster local", f"--cluster {ENGINE}")
-    return text
+    """The cluster of the stack in place of the example's."""
+    return text.replace('cluster="local"', f'cluster="{ENGINE}"').replace("--cluster local", f"--cluster {ENGINE}")
+
+
+#: A text of an example = what it prints.
+PRINTS = {
+    "SHOW TABLES": r"\|tableName\|isTemporary\|",
+    'idle="30m"': r"^s-\w+ active\n10\n$",
+    "keep_alive(": r"^3 \[\]\n$",
+    'pathlib.Path("key")': r"^5\n$",
+    'cluster="nowhere"': r"^[A-Z_]+ \w.{20,}\n$",
+}
 
 
 @pytest.mark.parametrize("text", blocks("python"))
-def test_an_example(text, tmp_path, environment):
+def test_an_example(text, tmp_path, environment, capsys):
     environment.chdir(tmp_path)
     (tmp_path / "key").write_text(STACK["keys"]["ada"])
     exec(compile(adapted(text), "docs/python.md", "exec"), {"__name__": "example"})
+    [expected] = [pattern for part, pattern in PRINTS.items() if part in text]
+    assert re.search(expected, capsys.readouterr().out)
 
 
-def test_there_are_examples():
-    assert len(blocks("python")) >= 5 and len(blocks("jupyter")) >= 1
+def test_each_example_has_its_output():
+    assert len(blocks("python")) == len(PRINTS)
 
 
-def test_the_notebook_example(environment, tmp_path):
+def test_the_notebook_example(kernel):
     from test_notebook import run
 
-    import json
-    import sys
-
-    folder = tmp_path / "kernels" / "berth-test"
-    folder.mkdir(parents=True)
-    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    (folder / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": "test", "language": "python"}))
-    environment.setenv("JUPYTER_PATH", str(tmp_path))
-    environment.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
-    for text in blocks("jupyter"):
-        cells = [adapted(cell) for cell in re.split(r"\n\n", text.strip())]
-        outputs, _ = run("berth-test", cells)
-        assert any("berth: closed" in output for output in outputs)
+    [text] = blocks("jupyter")
+    outputs, _ = run(kernel, [adapted(cell) for cell in re.split(r"\n\n", text.strip())])
+    assert [line.split()[-1] for line in outputs[3].splitlines() if line] == ["id", "2", "3", "4"]
+    assert "berth: closed" in outputs[-1]
 
 
 def test_every_class_of_error_is_documented():
     text = DOCUMENT.read_text()
     for name in berth.__all__:
-        assert f"`{name}`" in text or f"berth.{name}" in text or name.endswith("_ipython_extension"), name
+        documented = re.search(rf"`{name}`|\bberth\.{name}\b", text)
+        assert documented or name.endswith("_ipython_extension"), name
 
 
 @pytest.fixture(autouse=True)

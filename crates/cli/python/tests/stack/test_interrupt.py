@@ -38,7 +38,7 @@ def test_a_session_is_interrupted_from_another_thread():
         thread = threading.Thread(target=run)
         thread.start()
         until("an operation", lambda: operations(spark.berth), 30)
-        # An interrupt before its first task leaves Spark with tasks that nobody ends.
+        # An interrupt before its first task leaves tasks on Spark that run on.
         time.sleep(3 if ENGINE == "spark" else 1)
         assert spark.berth.interrupt()
         thread.join(30)

@@ -76,12 +76,12 @@ def test_a_person_signs_in_by_device_and_stays_signed_in(folder):
     # The command and a program without a person use it too.
     whoami = subprocess.run([STACK["berth"], "--output", "json", "whoami"], capture_output=True, text=True, timeout=60)
     assert whoami.returncode == 0 and json.loads(whoami.stdout)["principal"] == "corp|ada", whoami.stderr
-    out, err = program("nobody", 0).communicate(timeout=180)
+    out, err = program("service", 0).communicate(timeout=180)
     assert out.split() == ["3", "active"], err
 
 
-def test_where_nobody_can_sign_in_the_error_says_how(folder):
-    out, err = program("nobody", 0).communicate(timeout=60)
+def test_without_a_person_the_error_names_the_command(folder):
+    out, err = program("service", 0).communicate(timeout=60)
     assert out == "" and "LoginRequired" in err and "Next: run `berth login`" in err
 
 

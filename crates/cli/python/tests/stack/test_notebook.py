@@ -1,11 +1,7 @@
 """A notebook, run by nbclient: the extension, its magics, binding, progress, interrupt."""
 
-import json
-import sys
-
 import nbformat
-import pytest
-from conftest import ENGINE, START, STACK, assert_hidden, live_named
+from conftest import ENGINE, START, STACK, assert_hidden, command, live_named, on_sail, status_of
 from nbclient import NotebookClient
 
 SLOW = """
@@ -20,18 +16,6 @@ def press_ctrl_c(after):
     # As Jupyter's stop button sends it.
     threading.Timer(after, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
 """
-
-
-@pytest.fixture
-def kernel(tmp_path, monkeypatch):
-    """This Python with this PySpark as a kernel of Jupyter."""
-    folder = tmp_path / "kernels" / "berth-test"
-    folder.mkdir(parents=True)
-    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    (folder / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": "test", "language": "python"}))
-    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
-    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
-    return "berth-test"
 
 
 def run(kernel, cells):
@@ -113,6 +97,46 @@ def test_a_notebook_from_connect_to_close(kernel, name):
     assert live_named(name) == []
     assert_hidden([STACK["keys"]["ada"]], text)
     assert "eyJ" not in text, "a token is a JWT, which begins so"
+
+
+@on_sail
+def test_another_connect_closes_the_former_session_without_a_name(kernel, name):
+    connect = f"%berth connect --cluster {ENGINE} --timeout {START}s"
+    cells = {
+        "load": "%load_ext berth",
+        "first": connect,
+        "id": "print('id', spark.berth.id)",
+        "stop": "spark.stop()",
+        "stopped": connect,
+        "same": "print('id', spark.berth.id, spark.range(3).count())",
+        "named": f"{connect} --name {name}",
+        "other": f"{connect} --idle 10m",
+        "end": "print('id', spark.berth.id)",
+        "close": "%berth close",
+    }
+    outputs, _ = run(kernel, list(cells.values()))
+    seen = dict(zip(cells, outputs))
+    first = seen["id"].split()[1]
+    # The SparkSession was stopped, so there is another one on the same session.
+    assert "still connected" in seen["stopped"] and seen["same"].split() == ["id", first, "3"]
+    assert f"closed the former session {first}" in seen["named"] and status_of(first) == "closed"
+    assert "former" not in seen["other"] and len(live_named(name)) == 1
+    assert status_of(seen["end"].split()[1]) == "closed"
+    command("session", "close", live_named(name)[0])
+
+
+@on_sail
+def test_a_session_that_berth_no_longer_lists_is_replaced(kernel):
+    connect = f"%berth connect --cluster {ENGINE} --timeout {START}s"
+    # An id that Berth does not have, as that of a session that ended long ago.
+    unlist = (
+        "from berth import _session\n"
+        "made = spark.berth\nmade.id = 's-00000000000000000000'\n_session.close_at_exit(made._control, made.id)"
+    )
+    cells = ["%load_ext berth", connect, unlist, connect, "print(spark.range(3).count())", "%berth close"]
+    outputs, _ = run(kernel, cells)
+    assert "still connected" not in outputs[3] and "former" not in outputs[3]
+    assert "3" in outputs[4] and "berth: closed" in outputs[5]
 
 
 def test_a_notebook_that_runs_as_a_batch_does_not_wait_for_a_sign_in(kernel, environment, tmp_path):

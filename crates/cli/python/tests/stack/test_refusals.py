@@ -1,4 +1,4 @@
-"""What goes wrong: each error comes at once, says what to do next, and shows no secret."""
+"""What goes wrong: each error comes quickly, names the next step, and shows no secret."""
 
 import time
 
@@ -47,13 +47,21 @@ def test_a_wrong_key(environment):
     assert_hidden([wrong()], *renderings(error))
 
 
+def test_no_variable_of_the_package_holds_the_credential(environment):
+    """As %xmode Verbose and error reporters show them: of connect(), session() and all below."""
+    environment.delenv("BERTH_KEY")
+    for make in (berth.connect, berth.session):
+        error = caught(lambda make=make: make(cluster=ENGINE, credential=wrong()))
+        assert_hidden([wrong()], *renderings(error))
+
+
 def test_no_credential(environment):
     environment.delenv("BERTH_KEY")
     error = caught(lambda: berth.connect(cluster=ENGINE))
     assert isinstance(error, berth.CredentialError) and "Next: set BERTH_KEY" in str(error)
 
 
-def test_a_session_of_somebody_else():
+def test_a_session_of_another_account():
     made = command("session", "create", "--cluster", ENGINE, key="bob")["id"]
     error = caught(lambda: berth.connect(made))
     assert isinstance(error, berth.PermissionDenied) and "berth whoami" in str(error)
@@ -94,6 +102,8 @@ def test_a_revoked_token_and_how_it_goes_on(name):
     error = caught(lambda: spark.range(5).collect())
     assert "revoked" in str(error)
     assert_hidden(secrets_of(session), *renderings(error))
+    # The same SparkSession with a new token.
+    assert connect(name=name) is spark and one(spark) == 10
     spark.stop()
     assert one(connect(name=name)) == 10
     session.close()

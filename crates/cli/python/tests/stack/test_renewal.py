@@ -69,7 +69,7 @@ def test_one_session_for_longer_than_its_tokens(tmp_path, name):
     spark = connect(name=name, token_ttl=LIFE)
     begun = time.monotonic()
     session = spark.berth
-    # Spark clones a session that it knows.
+    # Spark clones only a session that had a query.
     assert one(spark) == 10
     made = {"first": spark, **others(spark)}
     for which, other in made.items():
@@ -117,11 +117,11 @@ def wakes(spark, name):
 
 @pytest.mark.skipif(ENGINE != "sail", reason="the same code for both engines")
 def test_an_outage_of_token_issuer_is_survived(environment):
-    """Within the life of the token nobody notices; the next attempt succeeds."""
+    """The token serves meanwhile; the next attempt succeeds."""
     spark = connect(token_ttl=LIFE)
     session = spark.berth
     issuer = session._control.settings.issuer
-    session._tokens._renew_at = 0.0
+    session._tokens._renew_after = 0.0
     object.__setattr__(session._control.settings, "issuer", "http://127.0.0.1:9")
     assert one(spark) == 10
     until("the failure", lambda: session._tokens._failure, 20)

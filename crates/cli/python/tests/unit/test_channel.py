@@ -8,7 +8,7 @@ import pytest
 
 import berth
 from berth import _pyspark
-from berth._channel import Security, open_channel, open_spark_channel
+from berth._channel import Security, open_spark_channel
 from berth._secret import Secret
 
 PLAIN = Security(tls=False)
@@ -75,22 +75,70 @@ def test_each_call_asks_for_the_secret(port, host, security):
     channel.close()
 
 
-def test_a_temporary_error_of_the_source_is_one_that_pyspark_repeats(port):
+def can_retry(error):
+    """PySpark's own decision."""
+    if _pyspark.minor(_pyspark.version()) < (4, 0):
+        from pyspark.sql.connect.client import SparkConnectClient
+
+        return SparkConnectClient.retry_exception(error)
+    from pyspark.sql.connect.client.retries import DefaultPolicy
+
+    return DefaultPolicy().can_retry(error)
+
+
+def retrying():
+    """PySpark's attempts, with short pauses."""
+    if _pyspark.minor(_pyspark.version()) < (4, 0):
+        from pyspark.sql.connect.client.core import Retrying
+
+        return Retrying(5, 10, 10, 1.0, 0, 0, can_retry)
+    from pyspark.sql.connect.client.retries import DefaultPolicy, Retrying
+
+    return Retrying(DefaultPolicy(initial_backoff=10))
+
+
+@pytest.mark.parametrize(
+    ("host", "security"), [("localhost", PLAIN), ("ipv4:127.0.0.1", Security(tls=False, insecure=True))]
+)
+def test_an_error_of_the_source_is_one_that_pyspark_repeats(port, host, security):
+    """With its own policy, in each of the four kinds of calls."""
     source = Source()
-    channel = open_spark_channel(f"localhost:{port}", PLAIN, source, [])
+    channel = open_spark_channel(f"{host}:{port}", security, source, [])
     source.error = berth.Unreachable("token-issuer is away.", next_step="try again in a few seconds")
-    with pytest.raises(grpc.RpcError) as caught:
-        channel.unary_unary("/s/UnaryUnary")(b"", timeout=10)
-    assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
-    assert "token-issuer is away. Next: try again" in caught.value.details()
+    calls = [
+        lambda: channel.unary_unary("/s/UnaryUnary")(b"", timeout=10),
+        lambda: list(channel.unary_stream("/s/UnaryStream")(b"", timeout=10)),
+        lambda: channel.stream_unary("/s/StreamUnary")(iter([b""]), timeout=10),
+        lambda: list(channel.stream_stream("/s/StreamStream")(iter([b""]), timeout=10)),
+    ]
+    for call in calls:
+        with pytest.raises(grpc.RpcError) as caught:
+            call()
+        assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+        assert "token-issuer is away. Next: try again" in caught.value.details()
+        assert can_retry(caught.value)
     source.error = None
     assert received(channel)[0] == b"Bearer secret-1"
 
 
-@pytest.mark.parametrize("open_it", [open_channel, lambda to, how: open_spark_channel(to, how, Source(), [])])
-def test_plaintext_beyond_loopback_needs_to_be_allowed(open_it):
+def test_pyspark_repeats_a_call_until_there_is_a_token_again(port):
+    """Its Retrying reads more of the error than the code."""
+    source = Source()
+    source.error = berth.Unreachable("token-issuer is away.", next_step="try again in a few seconds")
+    channel = open_spark_channel(f"ipv4:127.0.0.1:{port}", Security(tls=False, insecure=True), source, [])
+    attempts = 0
+    for attempt in retrying():
+        with attempt:
+            attempts += 1
+            if attempts == 3:
+                source.error = None
+            answer = channel.unary_unary("/s/UnaryUnary")(b"", timeout=10)
+    assert attempts == 3 and answer == b"Bearer secret-1"
+
+
+def test_plaintext_beyond_loopback_needs_to_be_allowed():
     with pytest.raises(berth.ConfigurationError, match="berth.example.org:8085 is plaintext.*Next: use TLS"):
-        open_it("berth.example.org:8085", PLAIN)
+        open_spark_channel("berth.example.org:8085", PLAIN, Source(), [])
 
 
 class Tokens:
@@ -114,13 +162,13 @@ def builder(tls=False):
 
 
 def test_the_builder_has_no_token_in_any_option(monkeypatch):
-    monkeypatch.setenv("SPARK_CONNECT_AUTHENTICATE_TOKEN", "of-somebody-else")
+    monkeypatch.setenv("SPARK_CONNECT_AUTHENTICATE_TOKEN", "of-another-account")
     made = builder()
     assert dict(made.metadata()) == {"x-session-id": "s-1"}
     assert made.secure is False and builder(tls=True).secure is True
     assert made.endpoint == "localhost:8085" and made.host == "localhost"
     shown = repr(made) + repr(made._channel_options) + repr(vars(made))
-    assert "secret" not in shown and "of-somebody-else" not in shown
+    assert "secret" not in shown and "of-another-account" not in shown
     assert ("grpc.keepalive_time_ms", 60_000) in made._channel_options
 
 

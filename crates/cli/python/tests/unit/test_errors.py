@@ -1,4 +1,4 @@
-"""Each error says what to do next, and none carries a secret."""
+"""Each error names the next step, and none carries a secret."""
 
 import ast
 import copy
@@ -11,7 +11,7 @@ import pytest
 
 import berth
 from berth import errors
-from berth._secret import HIDDEN, Secret, bearer
+from berth._secret import HIDDEN, Secret, bearer, hidden
 
 PACKAGE = pathlib.Path(errors.__file__).parent
 DOCUMENT = pathlib.Path(__file__).resolve().parents[5] / "docs" / "errors.md"
@@ -75,6 +75,9 @@ def test_a_secret_is_a_string_that_does_not_show():
     assert secret == "topsecret" and secret.encode() == b"topsecret"
     for shown in (repr(secret), repr([secret]), repr({"a": (secret,)}), repr(bearer(secret)), f"{secret!r}"):
         assert "topsecret" not in shown and HIDDEN in shown
+    for shown in (repr(hidden("topsecret")), repr(hidden(b"topsecret"))):
+        assert shown == HIDDEN
+    assert hidden(None) is None and hidden(b"topsecret") == "topsecret"
     assert copy.deepcopy(secret) is secret
     with pytest.raises(TypeError, match="not pickled"):
         pickle.dumps({"key": secret})

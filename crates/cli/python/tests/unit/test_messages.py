@@ -56,6 +56,8 @@ def test_statuses_are_those_of_the_proto():
     text = (PROTOS / "session.proto").read_text()
     values = {name: int(number) for name, number in re.findall(r"SESSION_STATUS_(\w+) = (\d+);", text)}
     assert values == {one.name: one.value for one in m.Status}
+    [active] = re.findall(r"CLUSTER_STATUS_ACTIVE = (\d+);", (PROTOS / "cluster.proto").read_text())
+    assert m.CLUSTER_ACTIVE == int(active)
 
 
 @pytest.mark.parametrize(

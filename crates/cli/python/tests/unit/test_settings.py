@@ -1,7 +1,9 @@
 """Settings and credentials: argument, environment, context, projected token, in this order."""
 
+import http.client
 import os
 import pathlib
+import traceback
 
 import pytest
 
@@ -66,7 +68,7 @@ def test_each_setting_comes_from_argument_variable_context(clean_environment, co
         ({"manager": "berth.example.org"}, ["manager is 'berth.example.org'", "BERTH_MANAGER"]),
         ({"manager": "https://berth.example.org"}, ["manager is", "scheme, host and port"]),
         ({"manager": "ftp://berth.example.org:1"}, ["manager is"]),
-        ({"issuer": "http://berth.example.org:8083"}, ["plaintext", "Next: use https://", "BERTH_INSECURE"]),
+        ({"issuer": "http://berth.example.org:8083"}, ["plaintext", "Next: use TLS", "BERTH_INSECURE"]),
     ],
 )
 def test_a_bad_setting_names_itself_and_the_fix(clean_environment, config, settings, words):
@@ -111,7 +113,7 @@ def test_credentials_come_in_order(clean_environment, config, tmp_path):
     projected = tmp_path / "projected"
     projected.write_text("of-the-platform")
     clean_environment.setattr(_credential, "PROJECTED_TOKEN", projected)
-    # The context of a sign-in without one: the platform vouches for the program.
+    # The context of a sign-in without one: the token of the platform is used.
     assert secret() == "of-the-platform"
     assert secret(context="ci") == "berth_sa_of_the_file"
     clean_environment.setenv("BERTH_KEY", "of-the-variable")
@@ -141,6 +143,42 @@ def test_a_credential_is_read_at_each_use(clean_environment, tmp_path):
 def test_what_is_no_credential_is_refused_before_it_is_sent(clean_environment, text):
     with pytest.raises(berth.CredentialError, match="Next: set it to a service-account key"):
         secret(credential=lambda: text)
+
+
+@pytest.mark.parametrize(
+    ("failure", "kind"),
+    [
+        (TimeoutError("the vault"), berth.Unreachable),
+        (http.client.IncompleteRead(b"s3cr3t"), berth.Unreachable),
+        (KeyError("s3cr3t"), berth.CredentialError),
+    ],
+)
+def test_an_error_of_the_function_becomes_one_of_the_package(clean_environment, failure, kind):
+    def function():
+        raise failure
+
+    with pytest.raises(kind, match=f"The function credential= raised {type(failure).__name__}.*Next: ") as caught:
+        secret(credential=function)
+    assert caught.value.__cause__ is failure and "s3cr3t" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [None, 5, b"bytes"])
+def test_a_function_that_returns_no_text_is_an_error(clean_environment, value):
+    with pytest.raises(berth.CredentialError, match=f"is of type {type(value).__name__}, not text.*Next: return"):
+        secret(credential=lambda: value)
+
+
+def test_bytes_of_a_function_are_not_in_the_traceback(clean_environment):
+    with pytest.raises(berth.CredentialError) as caught:
+        secret(credential=lambda: bytes.fromhex("733363723374"))
+    shown = traceback.TracebackException.from_exception(caught.value, capture_locals=True).format()
+    assert "s3cr3t" not in "".join(shown)
+
+
+def test_a_credential_of_another_type_is_an_error_without_its_value(clean_environment):
+    with pytest.raises(berth.ConfigurationError, match="credential= is of type bytes.*Next: give") as caught:
+        secret(credential=b"s3cr3t")
+    assert "s3cr3t" not in str(caught.value)
 
 
 def test_two_credentials_in_the_environment_are_an_error(clean_environment):

@@ -1,6 +1,7 @@
 """SQL parameters, times, advice on versions, progress."""
 
 import io
+import math
 import sys
 from datetime import timedelta
 
@@ -8,8 +9,8 @@ import pytest
 
 import berth
 from berth import _progress
-from berth._connect import parse_time
 from berth._sql import parameters
+from berth._time import parse_time
 from berth._versions import advice, check_python
 
 
@@ -47,7 +48,13 @@ def test_times_are_read(value, seconds):
     assert parse_time("idle", value).total_seconds() == seconds
 
 
-@pytest.mark.parametrize("value", ["", "soon", "30", "5 minutes", "1h x", "-5m", 0, -1, True, timedelta(0), None])
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("", "soon", "30", "5 minutes", "1h x", "-5m", "٣m", 0, -1, True, timedelta(0), None),
+        *(math.nan, math.inf, -math.inf, 1e300, 10**400, "9" * 400 + "h", "4000d", timedelta.max, b"30m"),
+    ],
+)
 def test_what_is_no_time_names_the_argument(value):
     with pytest.raises(berth.ConfigurationError, match="idle is .*Next: give idle="):
         parse_time("idle", value)
@@ -74,9 +81,9 @@ def test_advice_is_one_line_that_says_what_to_install(client, engine_version, su
 
 
 def test_an_engine_that_cannot_be_asked_for_its_python_is_no_error():
-    told = []
-    check_python(None, told.append).join(10)
-    assert told == []
+    lines = []
+    check_python(None, lines.append).join(10)
+    assert lines == []
 
 
 class Terminal(io.StringIO):

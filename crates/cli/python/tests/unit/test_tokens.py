@@ -17,13 +17,18 @@ LIFE = 60.0
 
 
 class Clock:
-    """time.monotonic() of the module."""
+    """time.monotonic() and time.time() of the module."""
 
     def __init__(self):
         self.now = 1000.0
+        #: How far the wall clock is ahead: a suspended machine adds to it only.
+        self.ahead = 1.7e9
 
     def monotonic(self):
         return self.now
+
+    def time(self):
+        return self.now + self.ahead
 
 
 class Issuer:
@@ -78,6 +83,48 @@ def test_after_a_long_pause_the_call_waits_for_the_new_one(clock, issuer):
     assert tokens.current() == "token-2"
 
 
+def test_a_suspended_machine_counts(clock, issuer):
+    """The monotonic clock stands still meanwhile."""
+    tokens = SessionTokens("s-1", issuer)
+    clock.ahead += 45
+    assert tokens.current() == "token-1", "it still serves"
+    settle(tokens)
+    assert tokens.current() == "token-2"
+    clock.ahead += 3600
+    assert tokens.current() == "token-3"
+
+
+def test_a_wall_clock_that_is_set_back_has_no_effect(clock, issuer):
+    tokens = SessionTokens("s-1", issuer)
+    clock.ahead -= 86400
+    assert tokens.current() == "token-1"
+    clock.now += 3600
+    assert tokens.current() == "token-2"
+
+
+def test_a_renewal_on_request_uses_the_new_source(clock, issuer):
+    """As connect() of an open session does, whose token may be revoked and whose credential may be another."""
+    tokens = SessionTokens("s-1", issuer)
+    other = Issuer()
+    other.count = 10
+    tokens.renew(other)
+    assert tokens.current() == "token-11" and issuer.count == 1
+    clock.now += 3600
+    assert tokens.current() == "token-12"
+    other.error = berth.Unreachable("away.", next_step="try again in a few seconds")
+    tokens.renew(other)
+    assert tokens.current() == "token-12", "it is valid, so an outage has no effect"
+    clock.now += 3600
+    with pytest.raises(berth.Unreachable):
+        tokens.renew(other)
+    wrong = Issuer()
+    wrong.error = berth.PermissionDenied("No.", next_step="ask the administrator")
+    with pytest.raises(berth.PermissionDenied):
+        tokens.renew(wrong)
+    other.error = None
+    assert tokens.current() == "token-13", "the working source stays"
+
+
 def test_many_threads_renew_once(clock, issuer):
     tokens = SessionTokens("s-1", issuer)
     clock.now += 3600
@@ -107,15 +154,63 @@ def test_an_outage_is_temporary_and_ends_by_itself(clock, issuer, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_a_refusal_is_left_to_the_proxy_and_told_once(clock, issuer, capsys):
+def frames(error):
+    trace, count = error.__traceback__, 0
+    while trace is not None:
+        trace, count = trace.tb_next, count + 1
+    return count
+
+
+def test_a_failure_that_is_raised_often_does_not_grow(clock, issuer):
+    tokens = SessionTokens("s-1", issuer)
+    issuer.error = berth.Unreachable("away.", next_step="try again in a few seconds")
+    clock.now += 3600
+    counts = []
+    for _ in range(10):
+        with pytest.raises(berth.Unreachable) as caught:
+            tokens.current()
+        counts.append(frames(caught.value))
+    assert len(set(counts)) == 1, counts
+    assert tokens._failure.__traceback__ is None
+
+
+def test_a_rate_limit_is_temporary_and_its_pause_is_kept(clock, issuer, capsys):
+    tokens = SessionTokens("s-1", issuer)
+    issuer.error = berth.QuotaExceeded("Too many.", next_step="wait a moment", reason="RATE_LIMITED", retry_after=5.0)
+    clock.now += 3600
+    with pytest.raises(berth.QuotaExceeded):
+        tokens.current()
+    issuer.error = None
+    clock.now += 4.9
+    with pytest.raises(berth.QuotaExceeded):
+        tokens.current()
+    clock.now += 0.2
+    assert tokens.current() == "token-2"
+    assert capsys.readouterr().err == ""
+
+
+def test_a_final_refusal_is_printed_once_and_left_to_the_proxy(clock, issuer, capsys):
     tokens = SessionTokens("s-1", issuer)
     issuer.error = berth.SessionClosed("It is closed.", next_step="create another session")
     for _ in range(5):
         clock.now += 100
-        # spark-proxy answers the old token with the cause at once; an error here would be retried for minutes.
+        # spark-proxy answers the old token with the cause immediately; an error here would be retried for minutes.
         assert tokens.current() == "token-1"
-    told = capsys.readouterr().err
-    assert told.count("berth: the token of s-1 was not renewed: It is closed. Next: create another session") == 1
+    printed = capsys.readouterr().err
+    assert printed.count("berth: the token of s-1 was not renewed: It is closed. Next: create another session") == 1
+
+
+def test_an_unexpected_error_is_printed_once_without_a_traceback(clock, issuer, capsys):
+    tokens = SessionTokens("s-1", issuer)
+    issuer.error = RuntimeError("no more threads")
+    clock.now += 45
+    assert tokens.current() == "token-1"
+    settle(tokens)
+    clock.now += 100
+    assert tokens.current() == "token-1"
+    printed = capsys.readouterr().err
+    assert printed.count("was not renewed: The renewal ended with RuntimeError. Next: ") == 1
+    assert "Traceback" not in printed
 
 
 def test_copies_are_the_same_and_nothing_is_pickled(issuer):
@@ -133,7 +228,7 @@ def test_a_fork_during_a_renewal_does_not_hang(issuer):
     tokens._lock.acquire()
     child = os.fork()
     if child == 0:
-        tokens._expires_at = tokens._renew_at = 0.0
+        tokens._expires_after = tokens._renew_after = 0.0
         os._exit(0 if tokens.current() == "token-2" else 1)
     end = time.monotonic() + 10
     while time.monotonic() < end:
@@ -144,4 +239,4 @@ def test_a_fork_during_a_renewal_does_not_hang(issuer):
         time.sleep(0.05)
     os.kill(child, 9)
     os.waitpid(child, 0)
-    pytest.fail("the child waits for a lock that nobody holds")
+    pytest.fail("the child waits for a lock of its parent")

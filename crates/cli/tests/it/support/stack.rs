@@ -116,7 +116,7 @@ impl Stack {
 
     /// Another token-issuer of the same stack, whose connection strings name `proxy`.
     pub(crate) async fn issuer_for(&mut self, proxy: SocketAddr) -> SocketAddr {
-        // Nobody reads its key set.
+        // Its key set is not read.
         let jwks = ([127, 0, 0, 1], 0).into();
         start_issuer(self.dir.path(), self.internal, jwks, proxy, &mut self.all).await
     }
@@ -325,7 +325,7 @@ impl Stack {
         self.signer.sign(&claims(session, 7200)).unwrap()
     }
 
-    /// A token of this session with a key that nobody published.
+    /// A token of this session with a key that is not published.
     pub(crate) fn foreign_token(&self, session: &str) -> String {
         let signer = Signer::from_pkcs8_pem(&generate_key_pem().unwrap()).unwrap();
         signer.sign(&claims(session, 0)).unwrap()

@@ -12,8 +12,8 @@ import { SelectField, TextField } from "../ui/form.tsx";
 import { ACTIONS, actionName, reasonName } from "../words.ts";
 
 const PAGE = "100";
-/** A page can be empty and have a next one; so many are read for one click. */
-const PAGES_AT_ONCE = 20;
+/** Maximum number of pages that one click reads: a page can be empty and have a next one. */
+const MAX_PAGES_PER_CLICK = 20;
 const HOUR_MS = 3_600_000;
 
 const SINCE: [value: string, text: string, ms: number][] = [
@@ -46,7 +46,7 @@ async function read(filters: Filters, token: string, signal: AbortSignal): Promi
   const span = SINCE.find(([value]) => value === filters.since)?.[2] ?? 0;
   const since = span === 0 ? "" : new Date(Date.now() - span).toISOString();
   let next = token;
-  for (let i = 0; i < PAGES_AT_ONCE; i += 1) {
+  for (let i = 0; i < MAX_PAGES_PER_CLICK; i += 1) {
     const query = { org: filters.org, principal: filters.principal, actions: filters.action, session_id: filters.session, since, page_size: PAGE, page_token: next };
     const page = await api.get<{ records: AuditRecord[]; next_page_token: string }>("audit", { signal, query });
     next = page.next_page_token;
