@@ -66,13 +66,13 @@ pub(crate) async fn sign_in(
 
 /// The token of a context, renewed if it is about to expire.
 pub(crate) async fn current_token(context: &str, oidc: &Oidc) -> Result<String> {
-    let login = usable(context, oidc)?;
+    let login = usable(context, oidc).await?;
     if !login.is_due(SystemClock.now()) {
         return Ok(login.token);
     }
     let _lock = Lock::of(&store::path(context)?).await?;
     // Another command may have renewed it during the wait for the lock.
-    let login = usable(context, oidc)?;
+    let login = usable(context, oidc).await?;
     if !login.is_due(SystemClock.now()) {
         return Ok(login.token);
     }
@@ -88,8 +88,10 @@ pub(crate) async fn current_token(context: &str, oidc: &Oidc) -> Result<String> 
 }
 
 /// The stored sign-in, if it is one of this provider and client.
-fn usable(context: &str, oidc: &Oidc) -> Result<StoredLogin> {
-    let login = store::load(context)?;
+async fn usable(context: &str, oidc: &Oidc) -> Result<StoredLogin> {
+    let context = context.to_owned();
+    // A network file system can take long.
+    let login = tokio::task::spawn_blocking(move || store::load(&context)).await??;
     login
         .filter(|login| login.is_of(oidc))
         .with_context(|| format!("you are not signed in at {}: run `berth login`", oidc.issuer))
