@@ -10,7 +10,7 @@ use tonic::Status;
 pub(crate) enum CallError {
     /// Berth error.
     Refused(Refused),
-    /// Engine error, translated for clients.
+    /// Error in the form of an engine.
     Engine(Box<Status>),
     /// The client's deadline has passed.
     Deadline,
@@ -30,6 +30,7 @@ impl From<RequestError> for CallError {
     fn from(broken: RequestError) -> Self {
         match broken {
             RequestError::Refused(refused) => Self::Refused(refused),
+            RequestError::InvalidHandle(status) => Self::Engine(status),
             RequestError::ClientGone => Self::ClientGone,
         }
     }

@@ -10,6 +10,7 @@ use crate::call_error::CallError;
 use crate::grpc::identity::SparkSessionId;
 use crate::grpc::method::Method;
 use crate::grpc::payload;
+use crate::grpc::spark_error::invalid_handle;
 use crate::routes::{Backend, Route};
 use crate::worker::Worker;
 use crate::worker::session::OpenCall;
@@ -133,8 +134,11 @@ pub(crate) async fn check_clone(
     })?;
     match request.new_session_id {
         Some(id) => {
+            let clone = id
+                .parse()
+                .map_err(|_| CallError::Engine(Box::new(invalid_handle("new_session_id"))))?;
             let _binding = open.session().binding.lock().await;
-            bind(worker, open, route, backend, parse(&id)?, true).await?;
+            bind(worker, open, route, backend, clone, true).await?;
             Ok(())
         }
         None => Ok(()),
@@ -155,17 +159,15 @@ pub(crate) async fn check_cloned(
             "The compute's answer to CloneSession cannot be decoded.",
         ));
     };
-    let cloned = parse(&response.new_session_id)?;
+    let cloned = response.new_session_id.parse().map_err(|_| {
+        Refused::new(
+            Reason::BackendLost,
+            "The compute's answer to CloneSession has no UUID of a Spark session.",
+        )
+    })?;
     let _binding = open.session().binding.lock().await;
     bind(worker, open, route, backend, cloned, true).await?;
     Ok(())
-}
-
-fn parse(id: &str) -> Result<SparkSessionId, Refused> {
-    id.parse().map_err(|_| {
-        Refused::new(Reason::MalformedMessage, "new_session_id is not a UUID.")
-            .with("field", "new_session_id")
-    })
 }
 
 async fn bind(

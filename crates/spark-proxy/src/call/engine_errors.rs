@@ -12,15 +12,15 @@
 
 use crate::call_error::CallError;
 use crate::grpc::identity::SparkSessionId;
+use crate::grpc::spark_error::{spark_error, spark_error_with_state};
 use crate::routes::Route;
 use http::HeaderMap;
 use session_core::{Engine, Reason};
 use session_proto::error::Refused;
 use session_proto::spark::ReattachExecuteRequest;
 use session_proto::trailers::{append_text, status_of};
-use std::collections::HashMap;
 use tonic::{Code, Status};
-use tonic_types::{ErrorDetails, StatusExt as _};
+use tonic_types::StatusExt as _;
 
 /// State of a call that is needed to translate its response.
 #[derive(Debug)]
@@ -225,29 +225,6 @@ fn session_changed(session: &str) -> Status {
             "The Spark session {session} has ended on the server. Build a new one: \
              stop this one, then SparkSession.builder.remote(…).getOrCreate()."
         ),
-    )
-}
-
-/// An error in Apache Spark's form. It has no `errorId`, so that clients do not request details.
-fn spark_error(class: &str, text: &str) -> Status {
-    spark_error_with_state(class, text, "HY000")
-}
-
-fn spark_error_with_state(class: &str, text: &str, sql_state: &str) -> Status {
-    let metadata = HashMap::from([
-        ("errorClass".to_owned(), class.to_owned()),
-        ("sqlState".to_owned(), sql_state.to_owned()),
-        (
-            "classes".to_owned(),
-            r#"["org.apache.spark.SparkException","java.lang.Exception"]"#.to_owned(),
-        ),
-    ]);
-    let details =
-        ErrorDetails::with_error_info("org.apache.spark.SparkException", "org.apache.spark", metadata);
-    Status::with_error_details(
-        Code::Internal,
-        format!("[{class}] {text} SQLSTATE: {sql_state}"),
-        details,
     )
 }
 

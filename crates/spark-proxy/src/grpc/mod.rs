@@ -16,6 +16,7 @@ pub(crate) mod method;
 pub(crate) mod reply;
 pub(crate) mod request_body;
 pub(crate) mod response_scanner;
+pub(crate) mod spark_error;
 pub(crate) mod unsent;
 
 use bytes::{BufMut as _, Bytes, BytesMut};

@@ -7,8 +7,11 @@
 
 use crate::config::LimitConfig;
 use crate::grpc::gzip_requests::{Decompressor, InvalidGzip};
-use crate::grpc::identity::{Identity, InvalidRequest, Operation, Piece, Rewriter, SparkSessionId};
+use crate::grpc::identity::{
+    Identity, InvalidRequest, NOT_A_UUID, Operation, Piece, Rewriter, SparkSessionId,
+};
 use crate::grpc::reply::ClientGone;
+use crate::grpc::spark_error::invalid_handle;
 use bytes::buf::Chain;
 use bytes::{Buf, Bytes};
 use h2::RecvStream;
@@ -17,6 +20,7 @@ use session_core::Reason;
 use session_proto::error::Refused;
 use std::collections::VecDeque;
 use std::time::Duration;
+use tonic::Status;
 
 /// One frame for a backend: bytes of Berth, then of the client.
 pub(crate) type Outgoing = Chain<Bytes, Bytes>;
@@ -25,12 +29,17 @@ pub(crate) type Outgoing = Chain<Bytes, Bytes>;
 pub(crate) enum RequestError {
     /// The client may not send this.
     Refused(Refused),
+    /// The same, with an error class of Apache Spark.
+    InvalidHandle(Box<Status>),
     /// The client disconnected.
     ClientGone,
 }
 
 impl From<InvalidRequest> for RequestError {
     fn from(invalid: InvalidRequest) -> Self {
+        if invalid == InvalidRequest::Malformed(NOT_A_UUID) {
+            return Self::InvalidHandle(Box::new(invalid_handle("session_id")));
+        }
         Self::Refused(match invalid {
             InvalidRequest::Compressed => Refused::new(
                 Reason::CompressedRequest,

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use session_core::Reason;
 use test_support::fake_spark::{SPARK_SESSION, Shape, framed, request};
 use tonic::Code;
+use tonic_types::StatusExt as _;
 
 fn field(number: u8, content: &[u8]) -> Vec<u8> {
     [
@@ -78,6 +79,14 @@ async fn requests_that_hide_another_user_are_rejected() {
             .await
             .refused(Reason::MalformedMessage);
     }
+    // The class of Apache Spark.
+    let invalid = rig
+        .call(rig.rpc().body(framed(&field(1, b"1-1-1-1-1"))))
+        .await
+        .status();
+    assert_eq!(invalid.code(), Code::Internal);
+    let details = invalid.get_details_error_info().unwrap();
+    assert_eq!(details.metadata["errorClass"], "INVALID_HANDLE.FORMAT");
     rig.call(rig.rpc().body(Bytes::new()))
         .await
         .refused(Reason::MalformedMessage);

@@ -421,6 +421,12 @@ async fn a_clone_is_bound_before_it_is_created() {
     rig.routes.bind(&theirs, stranger.as_str());
     let before = rig.spark.seen().requests.len();
     rig.call(clone(&theirs)).await.refused(Reason::SparkSessionTaken);
-    rig.call(clone("no uuid")).await.refused(Reason::MalformedMessage);
+    let invalid = rig.call(clone("no uuid")).await.status();
+    assert!(
+        invalid
+            .message()
+            .starts_with("[INVALID_HANDLE.FORMAT] new_session_id"),
+        "{invalid}"
+    );
     assert_eq!(rig.spark.seen().requests.len(), before);
 }

@@ -9,6 +9,9 @@ const SESSION_ID: u64 = 1;
 const USER_CONTEXT: u64 = 2;
 const USER_CONTEXT_EXTENSIONS: u64 = 999;
 
+/// Why a session id is rejected; Apache Spark has an error class for it.
+pub(crate) const NOT_A_UUID: Malformed = "session_id is not a UUID";
+
 /// A Spark session id as bytes, stored without allocation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct SparkSessionId([u8; session_core::SparkSessionId::BYTES]);
@@ -17,7 +20,7 @@ impl SparkSessionId {
     fn parse(bytes: &[u8]) -> Result<Self, Malformed> {
         match bytes.try_into() {
             Ok(id) if session_core::SparkSessionId::is_one(bytes) => Ok(Self(id)),
-            Ok(_) | Err(_) => Err("session_id is not a UUID"),
+            Ok(_) | Err(_) => Err(NOT_A_UUID),
         }
     }
 

@@ -13,7 +13,7 @@ mod operation;
 mod tests;
 pub(crate) mod wire;
 
-pub(crate) use head::SparkSessionId;
+pub(crate) use head::{NOT_A_UUID, SparkSessionId};
 pub(crate) use operation::Operation;
 
 use bytes::{Buf as _, Bytes, BytesMut};
