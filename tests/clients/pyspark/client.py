@@ -131,13 +131,14 @@ def checksum(frame):
 
 
 def compressed(args):
-    """Queries whose requests gRPC compresses with gzip; the last is above the proxy's limit."""
+    """Queries whose requests gRPC compresses with gzip; one is above the proxy's limit if it is not split."""
     from pyspark.sql.connect.client import DefaultChannelBuilder
+    from pyspark.sql.connect.session import SparkSession as RemoteSession
 
+    # `remote()` takes no options of the channel.
     options = [("grpc.default_compression_algorithm", grpc.Compression.Gzip)]
-    builder = SparkSession.builder
-    # The setter of builder.remote() takes no options of the channel.
-    spark = builder.channelBuilder(DefaultChannelBuilder(args.url, channelOptions=options)).create()
+    channel = DefaultChannelBuilder(args.url, channelOptions=options)
+    spark = RemoteSession.builder.channelBuilder(channel).create()
     OPENED.append(spark)
     rows = [(n, "row" * (n % 40)) for n in range(args.rows)]
     sent = spark.createDataFrame(rows, "n int, text string")

@@ -13,8 +13,10 @@ async fn queries_arrive(engine: Engine) -> Result<()> {
         .await?;
     assert_eq!(found["one"], 1, "{found}");
     assert_eq!(found["sums"], found["expected"], "{found}");
+    // For Spark PySpark splits large data into short messages, which it does not for Sail.
     let refused = found["refused"].to_string();
-    assert!(refused.contains("limits.stream_window_bytes"), "{found}");
+    let names_limit = refused.contains("limits.stream_window_bytes");
+    assert_eq!(names_limit, engine == Engine::Sail, "{found}");
     assert_eq!(found["after"], 3, "{found}");
     Ok(())
 }
