@@ -7,6 +7,7 @@ mod at_once;
 mod canary;
 mod catalog;
 mod churn;
+mod clients;
 mod close;
 mod command;
 mod compressed_requests;
