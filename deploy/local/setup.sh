@@ -381,6 +381,8 @@ set_test() {
   need_client adbc sail
   need_client pytest sail
   need_client notebook sail
+  need_client dbt sail
+  need_client ibis sail
   need_venv wheel "75 MB"
   need_scala 4.1.2
   need_oidc

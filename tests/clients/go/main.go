@@ -18,7 +18,7 @@ import (
 )
 
 // limit is for each promise.
-const limit = 90 * time.Second
+const limit = 150 * time.Second
 
 const largeRows = 1_000_000
 
@@ -178,7 +178,7 @@ func errorClass(ctx context.Context, spark sql.SparkSession) error {
 }
 
 func exitWithoutStop(ctx context.Context, _ sql.SparkSession) error {
-	ctx, cancel := context.WithTimeout(ctx, 45*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 120*time.Second)
 	defer cancel()
 	output, err := exec.CommandContext(ctx, os.Args[0], "--url", os.Args[2], "--leave").CombinedOutput()
 	if err != nil {

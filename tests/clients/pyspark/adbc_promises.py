@@ -62,7 +62,7 @@ def error_class(connection, _args):
 
 def exit_without_stop(_connection, args):
     command = [sys.executable, os.path.abspath(__file__), "--url", args.url, "--leave"]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=45)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
     check(ended.returncode == 0 and ended.stdout.strip() == "queried", (ended.returncode, ended.stderr[-600:]))
 
 

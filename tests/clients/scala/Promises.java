@@ -168,7 +168,7 @@ public final class Promises {
         Dataset<Row> rate = spark.readStream().format("rate").option("rowsPerSecond", 50).load();
         StreamingQuery query = rate.writeStream().format("memory").queryName("ticks").outputMode("append").start();
         try {
-            long until = System.nanoTime() + 40_000_000_000L;
+            long until = System.nanoTime() + 100_000_000_000L;
             while (spark.table("ticks").count() < 50) {
                 Trial.check(query.isActive() && System.nanoTime() < until, "no rows: " + query.lastProgress());
                 Thread.sleep(500);

@@ -10,7 +10,7 @@ import java.util.concurrent.atomic.AtomicReference;
 /** Tries promises one after the other and prints a JSON line for each, as `promises.py` does. */
 final class Trial {
     /** Seconds for each promise. */
-    private static final long LIMIT = 90;
+    private static final long LIMIT = 150;
 
     /** The client has no such call. */
     static final class NotOffered extends Exception {
@@ -91,7 +91,7 @@ final class Trial {
         command.addAll(List.of("-cp", System.getProperty("java.class.path"), program.getName(), "--url", url, "--leave"));
         File output = File.createTempFile("leave", ".log");
         Process process = new ProcessBuilder(command).redirectErrorStream(true).redirectOutput(output).start();
-        boolean ended = process.waitFor(45, TimeUnit.SECONDS);
+        boolean ended = process.waitFor(120, TimeUnit.SECONDS);
         process.destroyForcibly();
         check(ended, "the program without stop() goes on");
         check(process.exitValue() == 0, "the program without stop() ends with " + process.exitValue());

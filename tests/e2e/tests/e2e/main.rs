@@ -28,6 +28,7 @@ mod operations;
 mod python_package;
 mod quickstart;
 mod reattach;
+mod recipes;
 mod refusals;
 mod replaced;
 mod restarts;

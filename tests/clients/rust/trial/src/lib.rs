@@ -18,7 +18,7 @@ pub const LARGE: &str =
 pub const MISSING: &str = "SELECT * FROM no_such_table_here";
 
 /// For each promise.
-const LIMIT: Duration = Duration::from_secs(90);
+const LIMIT: Duration = Duration::from_secs(150);
 
 /// How a promise went.
 pub type Kept = Result<(), Box<dyn Error + Send + Sync>>;
@@ -122,7 +122,7 @@ pub fn leaves(url: &str) -> Kept {
         if let Some(status) = child.try_wait()? {
             return check(status.success(), status.to_string());
         }
-        if begun.elapsed() > Duration::from_secs(45) {
+        if begun.elapsed() > Duration::from_secs(120) {
             child.kill()?;
             return check(false, "the program without stop goes on");
         }
@@ -141,7 +141,7 @@ pub fn upload() -> Result<String, Box<dyn Error + Send + Sync>> {
 pub fn until(what: &str, mut ask: impl FnMut() -> Result<bool, Box<dyn Error + Send + Sync>>) -> Kept {
     let begun = Instant::now();
     while !ask()? {
-        check(begun.elapsed() < Duration::from_secs(40), format!("not {what} after 40 s"))?;
+        check(begun.elapsed() < Duration::from_secs(100), format!("not {what} after 100 s"))?;
         thread::sleep(Duration::from_millis(500));
     }
     Ok(())
