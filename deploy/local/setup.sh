@@ -276,7 +276,7 @@ need_go_client() {
 # The Rust clients of the matrix; one of them generates code with protoc as it is built.
 need_rust_clients() {
   local dir=$home/client-rust from=$repo/tests/clients/rust want
-  have protoc || apt_install protobuf-compiler
+  need_packages protobuf-compiler libprotobuf-dev
   want="$(cargo --version) $(cd "$from" && cat Cargo.lock Cargo.toml */Cargo.toml */src/*.rs | sha256sum | cut -d' ' -f1)"
   [[ $(cat "$dir/berth-stamp" 2>/dev/null) == "$want" ]] && return
   say "building the Rust clients (1 GB on disk)"
