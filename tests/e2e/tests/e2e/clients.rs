@@ -97,6 +97,7 @@ impl Stage {
             way,
             promises: self.table.len(),
             differs: self.table.differences(now),
+            not_offered: self.table.not_offered(now),
         };
         println!(
             "{which}: {} ({:.0} s)",

@@ -7,7 +7,8 @@ use session_core::{Clock as _, SystemClock};
 
 const BEGIN: &str = "<!-- matrix: written by make test-clients -->\n";
 const END: &str = "<!-- end of the matrix -->\n";
-const HEAD: &str = "| client | engine | way | promises kept | differs | date |\n|---|---|---|---|---|---|\n";
+const HEAD: &str =
+    "| client | engine | way | kept | differs | not offered | date |\n|---|---|---|---|---|---|---|\n";
 
 /// One client on one engine in one way, as the table of promises has it.
 #[derive(Debug)]
@@ -24,21 +25,28 @@ pub(super) struct Row<'a> {
     pub promises: usize,
     /// Which were not kept, with the reason.
     pub differs: Vec<(&'a str, &'a str)>,
+    /// Which the client does not offer.
+    pub not_offered: Vec<&'a str>,
 }
 
 impl Row<'_> {
-    /// How many promises were kept.
+    /// How many promises the client offers.
+    fn offered(&self) -> usize {
+        self.promises - self.not_offered.len()
+    }
+
+    /// How many of them were kept.
     fn kept(&self) -> usize {
-        self.promises - self.differs.len()
+        self.offered() - self.differs.len()
     }
 
     /// For the terminal.
     pub(super) fn summary(&self) -> String {
+        let (kept, differ) = (self.kept(), self.differs.len());
+        let not_offered = self.not_offered.len();
         format!(
-            "{}: {} passed, {} differ",
-            self.release,
-            self.kept(),
-            self.differs.len()
+            "{}: {kept} passed, {differ} differ, {not_offered} not offered",
+            self.release
         )
     }
 }
@@ -61,7 +69,7 @@ fn line(rows: &[Row<'_>]) -> Option<String> {
         .collect();
     let now = SystemClock.now().to_string();
     Some(format!(
-        "| {} {} | {} | {} | {} of {} | {} | {} |",
+        "| {} {} | {} | {} | {} of {} | {} | {} | {} |",
         first.title,
         first.release,
         match first.engine {
@@ -70,8 +78,9 @@ fn line(rows: &[Row<'_>]) -> Option<String> {
         },
         ways.join(", "),
         first.kept(),
-        first.promises,
+        first.offered(),
         differs.join("; "),
+        first.not_offered.join(", "),
         now.get(..10)?
     ))
 }

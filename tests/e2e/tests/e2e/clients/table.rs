@@ -116,13 +116,24 @@ impl Table {
         self.promises.len()
     }
 
-    /// The differences of a client on an engine: the promise and the reason.
+    /// What a run does not keep, although its client offers it: the promise and the reason.
     pub(super) fn differences(&self, run: Run<'_>) -> Vec<(&str, &str)> {
-        let concerns = |difference: &&Difference| difference.concerns(run, &difference.promise);
-        let found = self.differs.iter().filter(concerns);
-        found
+        self.listed(run, Outcome::Failed)
             .map(|difference| (difference.promise.as_str(), difference.reason.as_str()))
             .collect()
+    }
+
+    /// The promises that a client does not offer.
+    pub(super) fn not_offered(&self, run: Run<'_>) -> Vec<&str> {
+        self.listed(run, Outcome::NotOffered)
+            .map(|difference| difference.promise.as_str())
+            .collect()
+    }
+
+    fn listed<'t>(&'t self, run: Run<'_>, outcome: Outcome) -> impl Iterator<Item = &'t Difference> {
+        self.differs.iter().filter(move |difference| {
+            difference.outcome == outcome && difference.concerns(run, &difference.promise)
+        })
     }
 
     /// What of `tried` is not as the table has it.
