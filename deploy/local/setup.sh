@@ -273,17 +273,6 @@ need_go_client() {
   printf '%s\n' "$want" >"$dir/berth-stamp"
 }
 
-# The Rust clients of the matrix; one of them generates code with protoc as it is built.
-need_rust_clients() {
-  local dir=$home/client-rust from=$repo/tests/clients/rust want
-  need_packages protobuf-compiler libprotobuf-dev
-  want="$(cargo --version) $(cd "$from" && cat Cargo.lock Cargo.toml */Cargo.toml */src/*.rs | sha256sum | cut -d' ' -f1)"
-  [[ $(cat "$dir/berth-stamp" 2>/dev/null) == "$want" ]] && return
-  say "building the Rust clients (1 GB on disk)"
-  cargo build --quiet --locked --manifest-path "$from/Cargo.toml" --target-dir "$dir" >&2 || die "cargo could not build $from, see above"
-  printf '%s\n' "$want" >"$dir/berth-stamp"
-}
-
 # ---- Node ------------------------------------------------------------------------------------
 
 need_node() {
@@ -397,7 +386,6 @@ set_clients() {
   need_scala 4.0.1
   need_scala 4.1.3
   need_go_client
-  need_rust_clients
 }
 
 set_console() { need_console; }

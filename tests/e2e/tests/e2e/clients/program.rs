@@ -54,17 +54,8 @@ const fn scala(name: &'static str, client: Client) -> Program {
     }
 }
 
-const fn rust(name: &'static str, path: &'static str) -> Program {
-    Program {
-        name,
-        title: name,
-        plaintext: true,
-        kind: Kind::Native(path),
-    }
-}
-
 /// Every client of the matrix.
-pub(super) const PROGRAMS: [Program; 17] = [
+pub(super) const PROGRAMS: [Program; 14] = [
     pyspark("pyspark-3.4", Client::Py34, false),
     pyspark("pyspark-3.5", Client::Py35, false),
     pyspark("pyspark-4.0", Client::Py40, true),
@@ -99,9 +90,6 @@ pub(super) const PROGRAMS: [Program; 17] = [
         plaintext: false,
         kind: Kind::Native("client-go/promises"),
     },
-    rust("apache-spark-connect", "client-rust/debug/apache"),
-    rust("spark-connect", "client-rust/debug/connect"),
-    rust("spark-connect-rs", "client-rust/debug/rs"),
 ];
 
 /// What a program printed.
