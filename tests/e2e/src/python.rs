@@ -17,6 +17,8 @@ const LIMIT: Duration = Duration::from_secs(300);
 /// Which client library.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Client {
+    /// PySpark 3.4, which knows `promises.py` only. Speaks TLS only.
+    Py34,
     /// PySpark 3.5. Speaks TLS only.
     Py35,
     /// PySpark 4.0.
@@ -29,8 +31,12 @@ pub enum Client {
     Py43,
     /// The PySpark API on the Rust client 4.2.
     PyRust,
-    /// The Scala client 4.1.1, which sends its token as `authentication`.
+    /// The Scala client 4.0.1, which sends its token as `authentication`; for `Promises.java` only.
+    Scala40,
+    /// The Scala client 4.1.2, which sends its token as `authentication`.
     ScalaOld,
+    /// The Scala client 4.1.3, which sends it as `authorization`; for `Promises.java` only.
+    Scala41,
     /// The Scala client 4.3, which sends it as `authorization`.
     ScalaNew,
     /// The ADBC driver, which knows `adbc.py` only.
@@ -111,7 +117,7 @@ impl Client {
     /// When it is not installed.
     pub fn interpreter(self) -> Result<PathBuf> {
         installed(match self {
-            Self::Py35 => "venv-py35/bin/python",
+            Self::Py34 | Self::Py35 => "venv-py35/bin/python",
             Self::Py43 => "venv-spark/bin/python",
             _ => "venv-sail/bin/python",
         })
@@ -123,6 +129,7 @@ impl Client {
     /// When it is not installed.
     pub fn packages(self) -> Result<Option<PathBuf>> {
         let folder = match self {
+            Self::Py34 => "client-py34",
             Self::Py40 => "client-py40",
             Self::Py42 => "client-py42",
             Self::PyRust => "client-pyrust",
@@ -135,27 +142,26 @@ impl Client {
     /// The commands that `Client.java` has.
     fn java(self, dir: &Path, script: &str, ca: Option<&Path>) -> Result<Command> {
         ensure!(script == "client.py", "the Scala client has no {script}");
-        let class_path = match self {
-            Self::ScalaOld => format!("{}/*", installed("scala-old")?.display()),
-            _ => scala_beside_spark()?,
-        };
-        let mut command = Command::new("java");
-        command.args([
-            "--add-opens=java.base/java.nio=ALL-UNNAMED",
-            "-XX:TieredStopAtLevel=1",
-        ]);
-        if let Some(ca) = ca {
-            let store = trust_store(dir, ca)?;
-            command
-                .arg(format!("-Djavax.net.ssl.trustStore={}", store.display()))
-                .arg("-Djavax.net.ssl.trustStorePassword=changeit");
-        }
+        let mut command = java(dir, ca)?;
         command
             .arg("-cp")
-            .arg(class_path)
-            .arg(repo().join("tests/clients/scala/Client.java"))
-            .env("SPARK_LOCAL_IP", "127.0.0.1");
+            .arg(self.class_path()?)
+            .arg(repo().join("tests/clients/scala/Client.java"));
         Ok(command)
+    }
+
+    /// The class path of a Scala client.
+    ///
+    /// # Errors
+    /// When it is not installed.
+    pub fn class_path(self) -> Result<String> {
+        let folder = match self {
+            Self::Scala40 => "scala-4.0.1",
+            Self::ScalaOld => "scala-4.1.2",
+            Self::Scala41 => "scala-4.1.3",
+            _ => return scala_beside_spark(),
+        };
+        Ok(format!("{}/*", installed(folder)?.display()))
     }
 
     /// Runs a program to its end and returns the JSON of its last line.
@@ -270,6 +276,27 @@ impl Client {
         }
         Ok(repl)
     }
+}
+
+/// `java` as the Scala client needs it, with a private authority; a class path and a program are missing.
+///
+/// # Errors
+/// When the authority cannot be given to it.
+pub fn java(dir: &Path, ca: Option<&Path>) -> Result<Command> {
+    let mut command = Command::new("java");
+    command
+        .args([
+            "--add-opens=java.base/java.nio=ALL-UNNAMED",
+            "-XX:TieredStopAtLevel=1",
+        ])
+        .env("SPARK_LOCAL_IP", "127.0.0.1");
+    if let Some(ca) = ca {
+        let store = trust_store(dir, ca)?;
+        command
+            .arg(format!("-Djavax.net.ssl.trustStore={}", store.display()))
+            .arg("-Djavax.net.ssl.trustStorePassword=changeit");
+    }
+    Ok(command)
 }
 
 /// `ca` as Java takes it. Made anew for each program: a key store that another one writes is broken.
