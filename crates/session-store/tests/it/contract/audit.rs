@@ -197,7 +197,7 @@ pub(crate) async fn the_trail_of_an_organization_is_read_by_itself(store: Store)
         .collect();
     let record = |n: usize| {
         AuditRecord::new(now, AuditAction::CatalogTested)
-            .of_org(&same[usize::from(n % 3 > 0)])
+            .of_org(&same[usize::from(!n.is_multiple_of(3))])
             .on(&format!("c{n}"))
     };
     for n in 0..900 {
