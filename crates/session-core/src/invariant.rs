@@ -141,6 +141,10 @@ fn check_succession(before: &Session, after: &Session) -> Result<(), Violation> 
                 "waiting_changes_no_state",
                 after.reason != ChangeReason::ComputeWaiting || after.state == before.state,
             ),
+            (
+                "advice_changes_no_state",
+                after.reason != ChangeReason::ClientNewer || after.state == before.state,
+            ),
             ("warm_time_never_falls", after.warm_before >= before.warm_before),
             (
                 "identity_never_changes",

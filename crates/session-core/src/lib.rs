@@ -22,6 +22,7 @@ pub mod reason;
 mod resolve_policy;
 pub mod route;
 pub mod session;
+pub mod spark_version;
 mod string_enum;
 pub mod time;
 
@@ -40,4 +41,5 @@ pub use quota::Quota;
 pub use reason::{ChangeReason, Reason};
 pub use route::Route;
 pub use session::{EventRecord, Phase, Session, State, Status};
+pub use spark_version::{NewestClient, SparkVersion};
 pub use time::{Clock, SystemClock, Timestamp};

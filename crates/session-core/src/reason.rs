@@ -138,5 +138,8 @@ string_enum! {
         /// A Spark session on shared compute was released to make room for a
         /// newer one.
         SparkSessionReleased => "SPARK_SESSION_RELEASED",
+        /// A client is newer than the engine by a minor version; the message names
+        /// both.
+        ClientNewer => "CLIENT_NEWER",
     }
 }

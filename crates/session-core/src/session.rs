@@ -295,6 +295,9 @@ pub struct Session {
     /// The closing time that was last announced (`CLOSING_SOON`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub closing_announced: Option<Timestamp>,
+    /// Versions of clients for which advice was recorded (`CLIENT_NEWER`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub advised_clients: Vec<String>,
     /// Time since which the current compute is available.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub warm_since: Option<Timestamp>,

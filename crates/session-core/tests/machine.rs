@@ -9,8 +9,8 @@ use session_core::machine::{
     Step, Transition, apply, step,
 };
 use session_core::{
-    Activity, Actor, ChangeReason, Engine, IdlePolicy, Phase, Route, Session, SessionId, SessionPolicy,
-    Status, Timestamp,
+    Activity, Actor, ChangeReason, Engine, EventRecord, IdlePolicy, Phase, Route, Session, SessionId,
+    SessionPolicy, Status, Timestamp,
 };
 use std::time::Duration;
 
@@ -206,6 +206,47 @@ fn keep_alive_holds_the_idle_clock_and_lifetime_ends_it_all() {
         (life.session.status(), life.session.reason),
         (Status::Closed, ChangeReason::MaxLifetime)
     );
+}
+
+#[test]
+fn advice_for_a_client_is_recorded_once_for_each_version() {
+    let mut life = Life::release_policy().active();
+    let advise = |life: &mut Life, version: &str| {
+        let advice = Event::AdviseClient {
+            version: version.to_owned(),
+            advice: "client is newer ".repeat(20),
+        };
+        life.apply(&advice).unwrap()
+    };
+    let before = life.session.clone();
+    let change = advise(&mut life, "4.3.0").unwrap();
+    assert_eq!(change.record.reason, ChangeReason::ClientNewer);
+    assert!(change.record.message.starts_with("client is newer"));
+    assert_eq!(change.record.message.len(), EventRecord::MESSAGE_BYTES);
+    assert_eq!(change.session.state, before.state);
+    assert_eq!(
+        advise(&mut life, "4.3.0"),
+        None,
+        "two proxies, or a repeated report"
+    );
+    for patch in 1..20 {
+        advise(&mut life, &format!("4.3.{patch}"));
+    }
+    assert_eq!(life.session.advised_clients.len(), machine::MAX_ADVISED_CLIENTS);
+    assert_eq!(
+        life.session.version,
+        before.version + machine::MAX_ADVISED_CLIENTS as u64
+    );
+
+    life.apply(&Event::Close {
+        reason: ChangeReason::CloseRequested,
+    })
+    .unwrap();
+    let late = Event::AdviseClient {
+        version: "4.4.0".to_owned(),
+        advice: String::new(),
+    };
+    assert!(matches!(life.apply(&late), Err(Refusal::Terminal(_))));
 }
 
 #[test]
@@ -597,6 +638,10 @@ fn moves() -> impl Strategy<Value = Move> {
         1 => Just(Event::Close { reason: ChangeReason::CloseRequested }),
         1 => Just(Event::RevokeTokens),
         1 => Just(Event::ReleaseSparkSession),
+        1 => (0..20).prop_map(|minor| Event::AdviseClient {
+            version: format!("5.{minor}.0"),
+            advice: "é".repeat(200),
+        }),
         1 => (0..900_000_u64).prop_map(|secs| Event::Extend { expires_at: START.after(Duration::from_secs(secs)) }),
         1 => (0..90_000_u64).prop_map(|secs| Event::KeepAlive { until: START.after(Duration::from_secs(secs)) }),
         1 => any::<bool>().prop_map(|set| Event::Update {

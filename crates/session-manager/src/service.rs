@@ -173,6 +173,7 @@ impl Parts {
             reports: lifecycle.reports,
             watches: api::watch::Watches::new(),
             read_limits: api::audit::ReadLimits::new(),
+            cluster_versions: api::client_advice::ClusterVersions::default(),
             catalog_tests: api::test_catalog::catalog_tests(),
             verifier,
             keys: key_document(config, Arc::clone(&keyring), Arc::clone(&clock), ready)?,

@@ -94,6 +94,31 @@ labels! {
     }
 }
 
+labels! {
+    /// Language of a client.
+    pub(crate) enum ClientLanguage("client") {
+        Python => "python",
+        Scala => "scala",
+        Go => "go",
+        Rust => "rust",
+        Other => "other",
+    }
+}
+
+labels! {
+    /// Version of Spark that a client states.
+    pub(crate) enum ClientVersion("version") {
+        V34 => "3.4",
+        V35 => "3.5",
+        V40 => "4.0",
+        V41 => "4.1",
+        V42 => "4.2",
+        V43 => "4.3",
+        Other => "other",
+        Unknown => "unknown",
+    }
+}
+
 impl Outcome {
     /// Maps a reason to an outcome.
     pub(crate) fn of(reason: Reason) -> Self {
@@ -139,6 +164,7 @@ impl Outcome {
 /// All metrics of the proxy.
 pub(crate) struct Metrics {
     pub(crate) calls: CallMetrics,
+    pub(crate) clients: Arc<Family<(ClientLanguage, ClientVersion), Counter>>,
     pub(crate) connections: ConnectionMetrics,
     pub(crate) held_streams: HeldStreamMetrics,
     pub(crate) control: ControlMetrics,
@@ -201,6 +227,10 @@ impl Metrics {
     pub(crate) fn new(registry: &Registry) -> Self {
         Self {
             calls: CallMetrics::new(registry),
+            clients: registry.counter(
+                "spark_proxy_clients_total",
+                "Spark sessions by the client that first used them here, by language and version.",
+            ),
             connections: ConnectionMetrics::new(registry),
             held_streams: HeldStreamMetrics::new(registry),
             control: ControlMetrics::new(registry),

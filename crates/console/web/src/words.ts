@@ -36,6 +36,7 @@ const REASONS: Record<string, string> = {
   UPDATED: "Name, labels or times were changed",
   TOKENS_REVOKED: "Tokens were revoked",
   SPARK_SESSION_RELEASED: "The oldest Spark session was ended to make room",
+  CLIENT_NEWER: "A client is newer than the engine",
   CLOSING_SOON: "Closes within 5 minutes",
   IDLE_TIMEOUT: "Unused for its idle timeout",
   IDLE_RELEASED: "Compute of the idle session was released",

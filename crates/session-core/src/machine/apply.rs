@@ -1,7 +1,7 @@
 //! Requested transitions: creation of a session and changes by events.
 
-use super::change::{Change, record_of};
-use super::{Cause, Effect, Event, MAX_REVOKED_TOKENS, NewSession, Refusal, Transition};
+use super::change::{Change, cut, record_of};
+use super::{Cause, Effect, Event, MAX_ADVISED_CLIENTS, MAX_REVOKED_TOKENS, NewSession, Refusal, Transition};
 use crate::id::TokenId;
 use crate::policy::MAX_LIFETIME;
 use crate::principal::Actor;
@@ -46,6 +46,7 @@ pub fn create(new: NewSession, now: Timestamp) -> Transition {
         replaced_at: None,
         revoked_tokens: BTreeMap::new(),
         closing_announced: None,
+        advised_clients: Vec::new(),
         warm_since: None,
         warm_before: Duration::ZERO,
         failed_wakes: 0,
@@ -83,6 +84,7 @@ pub fn apply(
         Event::KeepAlive { until } => keep_alive(session, change, *until),
         Event::Update { name, labels } => Ok(update(session, change, name.as_ref(), labels.as_ref())),
         Event::ReleaseSparkSession => Ok(Some(change.keep_state(ChangeReason::SparkSessionReleased))),
+        Event::AdviseClient { version, advice } => Ok(advise(session, change, version, advice)),
         Event::RevokeTokens => Ok(Some(revoke_all(change))),
         Event::RevokeToken { id, until } => Ok(revoke(session, change, id, *until)),
     }
@@ -148,6 +150,19 @@ fn update(
             session.labels = next.labels;
         })
     })
+}
+
+/// Records advice once for each version, and for [`MAX_ADVISED_CLIENTS`] versions:
+/// clients choose what they send, and every change makes proxies read the route again.
+fn advise(session: &Session, mut change: Change<'_>, version: &str, advice: &str) -> Option<Transition> {
+    let advised = &session.advised_clients;
+    if advised.len() >= MAX_ADVISED_CLIENTS || advised.iter().any(|known| known == version) {
+        return None;
+    }
+    change.next.advised_clients.push(version.to_owned());
+    let mut change = change.keep_state(ChangeReason::ClientNewer);
+    change.record.message = cut(advice);
+    Some(change)
 }
 
 fn revoke_all(mut change: Change<'_>) -> Transition {

@@ -17,8 +17,6 @@ const MAX_WAKE_BACKOFF: Duration = Duration::from_secs(120);
 const WAKE_BACKOFF_FACTOR: u32 = 3;
 
 pub(super) fn record_of(from: Option<Status>, session: &Session, actor: Actor, at: Timestamp) -> EventRecord {
-    let mut message = session.status_message.clone();
-    message.truncate(message.floor_char_boundary(EventRecord::MESSAGE_BYTES));
     EventRecord {
         version: session.version,
         at,
@@ -28,9 +26,14 @@ pub(super) fn record_of(from: Option<Status>, session: &Session, actor: Actor, a
         generation: session.generation,
         reason: session.reason,
         actor,
-        message,
+        message: cut(&session.status_message),
         address: String::new(),
     }
+}
+
+/// The text for the history.
+pub(super) fn cut(text: &str) -> String {
+    text[..text.floor_char_boundary(EventRecord::MESSAGE_BYTES)].to_owned()
 }
 
 /// A transition under construction.

@@ -51,6 +51,8 @@ pub const WAKE_BUDGET: u32 = 5;
 /// revocation revokes all tokens issued so far, because every route carries the
 /// list.
 pub const MAX_REVOKED_TOKENS: usize = 128;
+/// Maximum number of versions of clients for which a session records advice.
+pub const MAX_ADVISED_CLIENTS: usize = 8;
 /// Interval of reconciliation while compute is being created or its release is not yet
 /// confirmed.
 pub const RECHECK: Duration = Duration::from_secs(2);
@@ -143,6 +145,13 @@ pub enum Event {
     /// The oldest Spark session on shared compute was released to make room;
     /// cached bindings of the session must be read again.
     ReleaseSparkSession,
+    /// A client is newer than the engine by a minor version.
+    AdviseClient {
+        /// The client's version.
+        version: String,
+        /// The text of the event.
+        advice: String,
+    },
     /// Revoke every token issued so far.
     RevokeTokens,
     /// Revoke one token.
@@ -206,6 +215,7 @@ impl Transition {
             | ChangeReason::Updated
             | ChangeReason::ClosingSoon
             | ChangeReason::SparkSessionReleased
+            | ChangeReason::ClientNewer
             | ChangeReason::TokensRevoked => false,
         }
     }

@@ -1,7 +1,8 @@
 //! ReportActivity: validates and converts a proxy's report.
 
-use super::Api;
+use super::{Api, client_advice};
 use crate::lifecycle::activity_reports::SessionReport;
+use futures::{StreamExt, stream};
 use session_core::{Operation, ProxyId, SessionKey, Timestamp, TokenUse, Totals};
 use session_proto::convert::{from_timestamp, parse};
 use session_proto::error::Refused;
@@ -22,19 +23,35 @@ const MAX_USER_ID: usize = 512;
 /// sums do not overflow.
 const MAX_AMOUNT: u64 = 1 << 50;
 
+/// Sessions of one report whose events are written at the same time.
+const MAX_CONCURRENT_EVENTS: usize = 64;
+
 /// Accepts a report.
 pub(super) async fn report(api: &Api, request: wire::ReportActivityRequest) -> Result<(), Refused> {
     let proxy: ProxyId = parse("proxy_id", &request.proxy_id)?;
     at_most("sessions", request.sessions.len(), MAX_SESSIONS)?;
-    let sessions = request
-        .sessions
-        .into_iter()
-        .map(session_report)
-        .collect::<Result<Vec<_>, _>>()?;
+    let (mut sessions, mut newer_clients) = (Vec::new(), Vec::new());
+    for mut session in request.sessions {
+        let newer = std::mem::take(&mut session.newer_clients);
+        let session = session_report(session)?;
+        if !newer.is_empty() {
+            newer_clients.push((session.key.clone(), newer));
+        }
+        sessions.push(session);
+    }
     api.reports
         .accept(&proxy, request.sequence, sessions)
         .await
-        .map_err(crate::error::store)
+        .map_err(crate::error::store)?;
+    // After the activity, which is more important. Repeated with a repeated report.
+    let mut events = stream::iter(newer_clients)
+        .map(async |(key, newer)| client_advice::record(api, &key, &newer).await)
+        .buffer_unordered(MAX_CONCURRENT_EVENTS);
+    let mut outcome = Ok(());
+    while let Some(recorded) = events.next().await {
+        outcome = outcome.and(recorded);
+    }
+    outcome
 }
 
 fn at_most(field: &'static str, count: usize, most: usize) -> Result<(), Refused> {

@@ -6,6 +6,7 @@ pub(crate) mod audit;
 mod audit_page;
 mod bind;
 pub(crate) mod catalogs;
+pub(crate) mod client_advice;
 pub(crate) mod clusters;
 pub(crate) mod ledger;
 mod operations;
@@ -55,6 +56,7 @@ pub(crate) struct Api {
     pub(crate) disabling: Arc<Disabling>,
     pub(crate) watches: watch::Watches,
     pub(crate) read_limits: audit::ReadLimits,
+    pub(crate) cluster_versions: client_advice::ClusterVersions,
     pub(crate) catalog_tests: test_catalog::CatalogTests,
     pub(crate) verifier: Verifier,
     pub(crate) keyring: Arc<Keyring>,

@@ -1,6 +1,6 @@
 //! RouteService: routes of sessions and their changes, for spark-proxy.
 
-use super::{Api, bind, spark_sessions};
+use super::{Api, bind, client_advice, spark_sessions};
 use crate::lifecycle::disabling::DisabledState;
 use crate::providers::registry::is_on_another_host;
 use futures::stream::BoxStream;
@@ -259,7 +259,7 @@ impl Routes {
     /// dialled now: new connections wait, open ones continue. The same applies to a
     /// loopback address of another host than the proxy's; proxies of older versions
     /// do not send their host.
-    async fn backend(&self, route: &Route, host: Option<&str>) -> wire::Backend {
+    async fn backend(&self, session: &Session, route: &Route, host: Option<&str>) -> wire::Backend {
         let elsewhere = host.is_some_and(|host| is_on_another_host(route, host));
         if elsewhere {
             tracing::warn!(
@@ -271,6 +271,7 @@ impl Routes {
             true => Ok(Arc::default()),
             false => self.api.computes.addresses(route).await,
         };
+        let newest = client_advice::newest_client(&self.api, &session.cluster, route).await;
         wire::Backend {
             endpoint: route.endpoint.clone(),
             tls_server_name: route.tls_server_name.clone().unwrap_or_default(),
@@ -286,6 +287,10 @@ impl Routes {
                 .flat_map(|all| all.iter().take(MAX_ADDRESSES))
                 .map(ToString::to_string)
                 .collect(),
+            newest_client: newest
+                .map(|newest| newest.version.to_string())
+                .unwrap_or_default(),
+            newest_client_declared: newest.is_some_and(|newest| newest.declared),
         }
     }
 
@@ -301,7 +306,7 @@ impl Routes {
             Some(_) | None => Vec::new(),
         };
         let backend = match session.state.published_route() {
-            Some(route) => Some(self.backend(route, host).await),
+            Some(route) => Some(self.backend(session, route, host).await),
             None => None,
         };
         let kept_spark_sessions = match session.state.published_route() {

@@ -6,6 +6,7 @@ mod audit;
 mod audit_api;
 mod authentication;
 mod bindings_on_sail;
+mod client_advice;
 mod clusters;
 mod compute_calls;
 mod connections;

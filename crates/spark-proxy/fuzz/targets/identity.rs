@@ -8,7 +8,7 @@
 mod identity;
 
 use bytes::Bytes;
-use identity::{Identity, Rewriter};
+use identity::{Identity, KnownClients, Rewriter};
 use libfuzzer_sys::fuzz_target;
 use prost::Message;
 use std::collections::VecDeque;
@@ -33,7 +33,9 @@ struct User {
 /// The forwarded bytes, or `None` if the request is rejected.
 fn rewritten(bytes: &[u8], step: usize) -> Option<Vec<u8>> {
     let identity = Identity::new("s-berth", "sa|me", true);
-    let mut rewriter = Rewriter::new(identity).with_operation();
+    let mut rewriter = Rewriter::new(identity)
+        .with_operation()
+        .with_client_type(4, KnownClients::default());
     let mut out = VecDeque::new();
     for piece in bytes.chunks(step.max(1)) {
         rewriter.feed(Bytes::copy_from_slice(piece), &mut out).ok()?;

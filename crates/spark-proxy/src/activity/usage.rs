@@ -11,9 +11,9 @@ use crate::grpc::method::Method;
 use crate::resource_limits::ResourceUse;
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use parking_lot::Mutex;
-use session_core::{Clock, OrgId, SessionId, Timestamp, TokenId};
+use session_core::{Clock, NewestClient, OrgId, SessionId, Timestamp, TokenId};
 use session_proto::convert::timestamp;
-use session_proto::internal::{OpenOperation, SessionActivity, TokenUse, Usage};
+use session_proto::internal::{NewerClient, OpenOperation, SessionActivity, TokenUse, Usage};
 use session_token::Claims;
 use std::collections::HashMap;
 use std::num::NonZeroU32;
@@ -29,6 +29,8 @@ const MAX_OPERATION_ID_BYTES: usize = 128;
 const MAX_OPERATIONS: usize = 64;
 /// Maximum number of tokens of a session whose use is recorded between two reports.
 const MAX_TOKEN_USES: usize = 256;
+/// Maximum number of newer clients of a session that are reported.
+const MAX_NEWER_CLIENTS: usize = 8;
 /// Rejected calls of one session per second; they do not count against the rate of the
 /// organization.
 const MAX_REJECTIONS_PER_SECOND: NonZeroU32 = NonZeroU32::new(50).unwrap();
@@ -104,6 +106,16 @@ pub(crate) struct SessionUsage {
     pub(crate) sail_operations: SailOperations,
     /// Made at the first operation.
     running: OnceLock<Arc<RunningSessions>>,
+    /// Made at the first client that is newer than the engine.
+    newer_clients: OnceLock<Box<Mutex<NewerClients>>>,
+}
+
+/// Clients that are newer than the engine; each version is reported once.
+#[derive(Default)]
+struct NewerClients {
+    all: Vec<NewerClient>,
+    /// Number of those already reported.
+    reported: usize,
 }
 
 /// Rejected calls of a session.
@@ -187,6 +199,7 @@ impl UsageRegistry {
             rejections: OnceLock::new(),
             sail_operations: SailOperations::default(),
             running: OnceLock::new(),
+            newer_clients: OnceLock::new(),
         });
         entries
             .sessions
@@ -321,6 +334,32 @@ impl SessionUsage {
         self.enqueue();
     }
 
+    /// Records a client that is newer than the engine.
+    pub(crate) fn record_newer_client(self: &Arc<Self>, version: &str, newest: NewestClient) {
+        let client = NewerClient {
+            version: version.to_owned(),
+            newest_client: newest.version.to_string(),
+            newest_client_declared: newest.declared,
+        };
+        let mut newer = self.newer_clients.get_or_init(Box::default).lock();
+        if newer.all.len() >= MAX_NEWER_CLIENTS || newer.all.contains(&client) {
+            return;
+        }
+        newer.all.push(client);
+        drop(newer);
+        self.enqueue();
+    }
+
+    fn take_newer_clients(&self) -> Vec<NewerClient> {
+        let Some(newer) = self.newer_clients.get() else {
+            return Vec::new();
+        };
+        let mut newer = newer.lock();
+        let unreported = newer.all[newer.reported..].to_vec();
+        newer.reported = newer.all.len();
+        unreported
+    }
+
     fn touch(self: &Arc<Self>) {
         self.last_activity.fetch_max(self.now().as_millis(), Relaxed);
         self.enqueue();
@@ -396,6 +435,7 @@ impl SessionUsage {
                 bytes_out: self.bytes_out.swap(0, Relaxed),
                 open_stream_millis: self.open_millis.swap(0, Relaxed),
             }),
+            newer_clients: self.take_newer_clients(),
         }
     }
 }

@@ -372,6 +372,7 @@ impl<'a> Attempts<'a> {
             running: OnceCell::new(),
             settings: first.settings.as_ref(),
             route: &cached.route,
+            advice: Cell::default(),
             sent_at: leased_at,
         };
         let forwarded = forward(&exchange, upstream, request, client);

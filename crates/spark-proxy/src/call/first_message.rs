@@ -1,7 +1,7 @@
 //! The first message of a request: its Spark session and operation. Later messages are not decoded.
 
 use crate::call_error::CallError;
-use crate::grpc::identity::{Identity, SparkSessionId};
+use crate::grpc::identity::{Identity, Rewriter, SparkSessionId};
 use crate::grpc::method::Method;
 use crate::grpc::payload;
 use crate::grpc::request_body::{MAX_REWIND_BYTES, RequestBody};
@@ -61,7 +61,7 @@ impl FirstMessage {
         let release = (method == Method::ReleaseExecute && backend.engine == Engine::Sail)
             .then(|| ReleaseExecuteRequest::decode(payload(&peeked).unwrap_or_default()).ok())
             .flatten();
-        request.identify(identity(backend, open), method == Method::ExecutePlan)?;
+        request.identify(rewriter(backend, open))?;
         Ok(Self {
             spark_session: request.open().await?,
             peeked,
@@ -69,6 +69,18 @@ impl FirstMessage {
             release,
             settings,
         })
+    }
+}
+
+/// What rewrites the request, and collects what is needed of it.
+fn rewriter(backend: &Backend, open: &OpenCall) -> Rewriter {
+    let mut rewriter = Rewriter::new(identity(backend, open));
+    if open.method() == Method::ExecutePlan {
+        rewriter = rewriter.with_operation();
+    }
+    match open.method().client_type_field() {
+        Some(field) => rewriter.with_client_type(field, open.session().known_clients.get()),
+        None => rewriter,
     }
 }
 

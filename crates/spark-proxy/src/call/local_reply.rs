@@ -10,10 +10,12 @@
 //! has no id yet gets no local reply where it would store the id: what may be its first work counts
 //! as work ([`exit_or_error_reply`]), and other calls end with an error.
 
+use crate::call::client_version::Client;
 use crate::call::engine_errors::{operation_lost, operation_not_found};
 use crate::call_error::CallError;
 use crate::grpc::method::Method;
 use crate::grpc::{framed, payload};
+use crate::metrics::ClientLanguage;
 use bytes::Bytes;
 use prost::Message;
 use session_core::Reason;
@@ -245,10 +247,11 @@ fn stored_server_id(observed: Option<&String>, client_type: Option<&str>) -> Res
 /// An empty server-side session id, for a client that does not store the first one. PySpark's
 /// `client_type` is `… spark/4.1.3 … python/3.11.7`.
 fn empty_server_id(client_type: Option<&str>) -> Option<String> {
-    let client_type = client_type.unwrap_or_default();
-    let version = |of: &str| client_type.split(' ').find_map(|part| part.strip_prefix(of));
-    let major = version("spark/").and_then(|version| version.split('.').next()?.parse::<u32>().ok());
-    let keeps = version("python/").is_some() && major.is_none_or(|major| major >= 4);
+    let client = Client::parse(client_type.unwrap_or_default());
+    let major = client
+        .spark
+        .and_then(|version| version.split('.').next()?.parse::<u32>().ok());
+    let keeps = client.language == ClientLanguage::Python && major.is_none_or(|major| major >= 4);
     (!keeps).then(String::new)
 }
 

@@ -14,6 +14,7 @@ mod admit;
 mod attempt;
 mod authenticate;
 mod bind;
+mod client_version;
 mod engine_errors;
 mod first_message;
 mod forward;

@@ -97,6 +97,25 @@ impl Method {
         !matches!(self, Self::AddArtifacts | Self::Unknown)
     }
 
+    /// Number of the field `client_type` in the requests with which clients begin.
+    pub(crate) const fn client_type_field(self) -> Option<u64> {
+        match self {
+            Self::AnalyzePlan | Self::ArtifactStatus => Some(3),
+            Self::ExecutePlan | Self::Config => Some(4),
+            Self::AddArtifacts => Some(6),
+            Self::CloneSession
+            | Self::ReattachExecute
+            | Self::ReleaseExecute
+            | Self::Interrupt
+            | Self::ReleaseSession
+            | Self::GetStatus
+            | Self::FetchErrorDetails
+            | Self::ListSqlExecutions
+            | Self::GetSqlExecution
+            | Self::Unknown => None,
+        }
+    }
+
     /// Time after its expiry for which a token may make this call.
     pub(crate) const fn grace(self) -> Grace {
         match self {

@@ -8,7 +8,7 @@
 use crate::config::LimitConfig;
 use crate::grpc::gzip_requests::{Decompressor, InvalidGzip};
 use crate::grpc::identity::{
-    Identity, InvalidRequest, NOT_A_UUID, Operation, Piece, Rewriter, SparkSessionId,
+    ClientType, InvalidRequest, NOT_A_UUID, Operation, Piece, Rewriter, SparkSessionId,
 };
 use crate::grpc::reply::ClientGone;
 use crate::grpc::spark_error::invalid_handle;
@@ -169,12 +169,8 @@ impl RequestBody {
         Ok(true)
     }
 
-    /// Sets the user identity and rewrites the data read so far.
-    pub(crate) fn identify(&mut self, identity: Identity, parse_operation: bool) -> Result<(), RequestError> {
-        let mut rewriter = Rewriter::new(identity);
-        if parse_operation {
-            rewriter = rewriter.with_operation();
-        }
+    /// Sets the user identity, with what rewrites by it, and rewrites the data read so far.
+    pub(crate) fn identify(&mut self, mut rewriter: Rewriter) -> Result<(), RequestError> {
         self.ready.clear();
         for bytes in &self.raw {
             rewriter.feed(bytes.clone(), &mut self.ready)?;
@@ -210,6 +206,11 @@ impl RequestBody {
     /// Returns the operation as parsed so far.
     pub(crate) fn operation(&self) -> Option<&Operation> {
         self.rewriter.as_ref().and_then(Rewriter::operation)
+    }
+
+    /// Returns the `client_type` as collected so far.
+    pub(crate) fn client_type(&self) -> Option<&ClientType> {
+        self.rewriter.as_ref().and_then(Rewriter::client_type)
     }
 
     /// Returns the next bytes to forward, or `None` after the end.

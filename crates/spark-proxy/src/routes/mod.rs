@@ -15,7 +15,7 @@ use crate::grpc::identity::SparkSessionId;
 use http::HeaderValue;
 use http::uri::Authority;
 use rustls::pki_types::ServerName;
-use session_core::{Clock, Engine, OrgId, Reason, SessionId, Timestamp, TokenId};
+use session_core::{Clock, Engine, NewestClient, OrgId, Reason, SessionId, SparkVersion, Timestamp, TokenId};
 use session_proto::convert::from_timestamp;
 use session_proto::error::Refused;
 use session_proto::internal as pb;
@@ -95,6 +95,8 @@ pub(crate) struct Backend {
     /// `Bearer …`, marked sensitive.
     pub(crate) credential: Option<HeaderValue>,
     pub(crate) engine: Engine,
+    /// The newest clients that it serves, if known.
+    pub(crate) newest_client: Option<NewestClient>,
     /// Serves this session only.
     pub(crate) dedicated: bool,
     /// Generation of the session's compute; rises when compute is replaced.
@@ -295,6 +297,10 @@ impl Backend {
             tls,
             credential,
             engine,
+            newest_client: SparkVersion::parse(&backend.newest_client).map(|version| NewestClient {
+                version,
+                declared: backend.newest_client_declared,
+            }),
             dedicated: backend.dedicated,
             generation,
             generation_header: HeaderValue::from(generation),

@@ -6,7 +6,7 @@
 
 use crate::activity::{BusyGuard, OperationName, SessionUsage};
 use crate::call_error::backend_lost;
-use crate::grpc::identity::{Operation, SparkSessionId};
+use crate::grpc::identity::{KnownClients, Operation, SparkSessionId};
 use crate::grpc::method::Method;
 use crate::resource_limits::CallShares;
 use crate::routes::cache::{RouteRequest, Routes, Stamp};
@@ -36,6 +36,8 @@ pub(crate) struct Session {
     /// Its calls at the shared server that it uses.
     pub(crate) shares: RefCell<Option<CallShares>>,
     spark_sessions: RefCell<Option<Box<SparkSessions>>>,
+    /// The Spark sessions whose clients are known.
+    pub(crate) known_clients: Cell<KnownClients>,
     /// Locked while a bind request is open.
     pub(crate) binding: tokio::sync::Mutex<()>,
     /// Calls ended since `last_used` was set.
@@ -167,6 +169,7 @@ impl Session {
             usage,
             shares: RefCell::default(),
             spark_sessions: RefCell::default(),
+            known_clients: Cell::default(),
             binding: tokio::sync::Mutex::default(),
             route: RefCell::default(),
             gone: RefCell::default(),

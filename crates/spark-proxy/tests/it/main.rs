@@ -4,6 +4,7 @@
 mod activity;
 mod auth;
 mod client_connections;
+mod client_versions;
 mod common;
 mod compressed_requests;
 mod concurrent_calls;

@@ -12,6 +12,7 @@ pub(crate) mod response_body;
 use crate::activity::running::RunningStream;
 use crate::activity::sail_operations::RegisteredStream;
 use crate::call::bind;
+use crate::call::client_version;
 use crate::call::engine_errors::{self, Translator};
 use crate::call::redact::Redactor;
 use crate::call::resumable;
@@ -31,7 +32,7 @@ use crate::worker::settings::SettingsChange;
 use bytes::{Buf as _, Bytes, BytesMut};
 use client_window::{Unread, send_data};
 use h2::SendStream;
-use http::{HeaderMap, HeaderName, Response, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use inspection::Inspection;
 use response_body::{poll_joined, read_trailers, stream_error};
 use service_kit::child_span;
@@ -52,6 +53,9 @@ const MAX_CLONE_RESPONSE: usize = 64 * 1024;
 /// engine's memory was lost.
 static GENERATION: HeaderName = HeaderName::from_static("x-berth-generation");
 
+/// Response header for a client that is newer than the engine.
+static ADVICE: HeaderName = HeaderName::from_static("x-berth-advice");
+
 /// State shared by both directions of a call.
 pub(crate) struct Exchange<'a> {
     pub(crate) worker: &'a Worker,
@@ -68,6 +72,8 @@ pub(crate) struct Exchange<'a> {
     /// Settings change to be stored.
     pub(crate) settings: Option<&'a SettingsChange>,
     pub(crate) route: &'a Route,
+    /// For the response headers, once the request was sent.
+    pub(crate) advice: Cell<Option<Box<HeaderValue>>>,
     pub(crate) sent_at: Instant,
 }
 
@@ -203,6 +209,9 @@ async fn upload<'r>(
         }
         request.release_capacity();
     }
+    if let Some(client_type) = request.client_type() {
+        client_version::note(exchange, client_type);
+    }
     if let Some(operation) = request.operation() {
         let user_id = exchange.open.user_id(exchange.backend);
         exchange
@@ -275,6 +284,9 @@ pub(crate) async fn first_byte(
     headers::toward_client(&mut head.headers);
     let generation = exchange.backend.generation_header.clone();
     head.headers.insert(&GENERATION, generation);
+    if let Some(advice) = exchange.advice.take() {
+        head.headers.insert(&ADVICE, *advice);
+    }
     Ok((head, body))
 }
 

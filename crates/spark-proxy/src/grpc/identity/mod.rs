@@ -7,16 +7,19 @@
 //! follow client bytes, so that no client field can contain them. Bulk data is forwarded unchanged;
 //! only a head is buffered, 64 KiB at most.
 
+mod client_type;
 mod head;
 mod operation;
 #[cfg(test)]
 mod tests;
 pub(crate) mod wire;
 
+pub(crate) use client_type::{ClientType, KnownClients};
 pub(crate) use head::{NOT_A_UUID, SparkSessionId};
 pub(crate) use operation::Operation;
 
 use bytes::{Buf as _, Bytes, BytesMut};
+use client_type::Collector;
 use head::{Head, MAX_HEAD_BYTES};
 use operation::Rest;
 use std::collections::VecDeque;
@@ -101,6 +104,8 @@ pub(crate) struct Rewriter {
     session: Option<SparkSessionId>,
     /// Data of the operation, if it is collected.
     operation: Option<Operation>,
+    /// Collects the client's versions, if they are wanted.
+    client_type: Option<Collector>,
     state: RewriteState,
 }
 
@@ -127,6 +132,7 @@ impl Rewriter {
             identity,
             session: None,
             operation: None,
+            client_type: None,
             state: RewriteState::START,
         }
     }
@@ -135,6 +141,18 @@ impl Rewriter {
     pub(crate) fn with_operation(mut self) -> Self {
         self.operation = Some(Operation::default());
         self
+    }
+
+    /// Also collects the `client_type`, which has this field number, unless the client of the Spark
+    /// session is known.
+    pub(crate) fn with_client_type(mut self, field: u64, known: KnownClients) -> Self {
+        self.client_type = Some(Collector::new(field, known));
+        self
+    }
+
+    /// Returns the `client_type` as collected so far.
+    pub(crate) fn client_type(&self) -> Option<&ClientType> {
+        self.client_type.as_ref()?.collected()
     }
 
     /// Returns the operation as parsed so far.
@@ -176,7 +194,11 @@ impl Rewriter {
                     // Bounded by the number of bytes.
                     let count = scanner.left().min(bytes.len() as u64) as usize;
                     let client_bytes = bytes.split_to(count);
-                    scanner.scan(&client_bytes, &mut Rest(self.operation.as_mut()))?;
+                    let mut rest = Rest {
+                        operation: self.operation.as_mut(),
+                        client_type: self.client_type.as_mut(),
+                    };
+                    scanner.scan(&client_bytes, &mut rest)?;
                     if scanner.left() == 0 {
                         self.state = RewriteState::START;
                     }
@@ -203,8 +225,15 @@ impl Rewriter {
             return Err(InvalidRequest::Malformed("session_id changes within a call"));
         }
         let berth_bytes = self.identity.begin(session, extensions, rest)?.into();
+        if let Some(client_type) = &mut self.client_type {
+            client_type.begin(&session);
+        }
         let mut scanner = Scanner::new(rest as u64);
-        scanner.scan(&client_bytes, &mut Rest(self.operation.as_mut()))?;
+        let mut rest = Rest {
+            operation: self.operation.as_mut(),
+            client_type: self.client_type.as_mut(),
+        };
+        scanner.scan(&client_bytes, &mut rest)?;
         self.state = if scanner.left() == 0 {
             RewriteState::START
         } else {

@@ -1,6 +1,7 @@
 //! The operation of an `ExecutePlan`, parsed as its bytes pass: its id, and whether the client can
 //! reattach to it.
 
+use super::client_type::Collector;
 use super::head::is_head;
 use super::wire::{self, Fields, Kind, Malformed, Tag};
 
@@ -51,7 +52,10 @@ impl Operation {
 }
 
 /// Handles the fields after the head: fields of the head are rejected.
-pub(super) struct Rest<'a>(pub(super) Option<&'a mut Operation>);
+pub(super) struct Rest<'a> {
+    pub(super) operation: Option<&'a mut Operation>,
+    pub(super) client_type: Option<&'a mut Collector>,
+}
 
 impl Fields for Rest<'_> {
     fn allows(&self, field: u64) -> bool {
@@ -59,7 +63,14 @@ impl Fields for Rest<'_> {
     }
 
     fn wants(&mut self, field: u64, len: u64) -> bool {
-        let Some(operation) = &mut self.0 else {
+        if self
+            .client_type
+            .as_mut()
+            .is_some_and(|client| client.wants(field))
+        {
+            return true;
+        }
+        let Some(operation) = &mut self.operation else {
             return false;
         };
         match field {
@@ -76,7 +87,13 @@ impl Fields for Rest<'_> {
     }
 
     fn content(&mut self, field: u64, bytes: &[u8]) {
-        let Some(operation) = &mut self.0 else { return };
+        let client_type = self.client_type.as_mut();
+        if client_type.is_some_and(|client| client.content(field, bytes)) {
+            return;
+        }
+        let Some(operation) = &mut self.operation else {
+            return;
+        };
         let (buffer, len) = match field {
             OPERATION_ID => (&mut operation.id[..], &mut operation.id_len),
             _ => (&mut operation.option[..], &mut operation.option_len),
@@ -89,7 +106,9 @@ impl Fields for Rest<'_> {
     }
 
     fn content_end(&mut self, field: u64) {
-        let Some(operation) = &mut self.0 else { return };
+        let Some(operation) = &mut self.operation else {
+            return;
+        };
         if field != REQUEST_OPTIONS {
             return;
         }

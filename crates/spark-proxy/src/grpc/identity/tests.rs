@@ -264,6 +264,63 @@ fn flags_and_later_messages_are_checked() {
     );
 }
 
+/// The `client_type` that is collected when the input is split every `step` bytes.
+fn client_type_of(message: &[u8], step: usize, known: KnownClients) -> Option<Vec<u8>> {
+    let mut rewriter = Rewriter::new(identity(true))
+        .with_operation()
+        .with_client_type(4, known);
+    for part in grpc(message).chunks(step) {
+        let part = Bytes::copy_from_slice(part);
+        rewriter.feed(part, &mut VecDeque::new()).unwrap();
+    }
+    rewriter.finish().unwrap();
+    rewriter.client_type().map(|found| found.as_bytes().to_vec())
+}
+
+#[test]
+fn the_end_of_the_client_type_is_collected_for_unknown_clients() {
+    let none = KnownClients::default();
+    let id = field(1, ID.as_bytes());
+    let long: Vec<u8> = (0..=255).cycle().take(1000).collect();
+    for step in [1, 3, 50, 127, 128, 129, usize::MAX] {
+        let of = |parts: &[Vec<u8>]| client_type_of(&joined(parts), step, none);
+        assert_eq!(of(&[id.clone(), field(3, b"plan")]), None);
+        let plain = [
+            id.clone(),
+            field(3, &long),
+            field(4, b"spark/4.3.0"),
+            field(6, b"op"),
+        ];
+        assert_eq!(of(&plain).unwrap(), b"spark/4.3.0");
+        let twice = [id.clone(), field(4, b"first, longer"), field(4, b"last")];
+        assert_eq!(of(&twice).unwrap(), b"last");
+        assert_eq!(of(&[id.clone(), field(4, &long)]).unwrap(), long[1000 - 128..]);
+    }
+}
+
+#[test]
+fn known_clients_are_not_collected_again() {
+    let mut known = KnownClients::default();
+    let message = joined(&[field(1, ID.as_bytes()), field(4, b"spark/4.3.0")]);
+    known.insert(&OTHER.parse().unwrap());
+    assert!(
+        client_type_of(&message, usize::MAX, known).is_some(),
+        "another id"
+    );
+    known.insert(&ID.parse().unwrap());
+    assert_eq!(client_type_of(&message, usize::MAX, known), None);
+    // Bounded: the oldest is forgotten.
+    for number in 0..4 {
+        let id: SparkSessionId = format!("{number:08x}-89ab-cdef-0123-456789abcdef")
+            .parse()
+            .unwrap();
+        known.insert(&id);
+        known.insert(&id);
+        assert!(known.contains(&id));
+    }
+    assert!(!known.contains(&ID.parse().unwrap()));
+}
+
 #[test]
 fn bulk_bytes_are_neither_copied_nor_buffered() {
     let mut rewriter = Rewriter::new(identity(true));
