@@ -64,11 +64,12 @@ async fn a_retained_result_outlives_a_change_of_its_route() {
 /// The operation id is the client's choice, so another subject may choose the same.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_subject_does_not_displace_a_stream() {
-    const SIZE: usize = 10_000;
+    // More than the windows take, so that its end is not sent before the cut.
+    const SIZE: usize = 100_000;
     let rig = sail(|_| {}).await;
     let token = rig.token();
     let client = rig.client().await;
-    let mut body = execute(&client, &token, Shape::Results(50, SIZE)).await;
+    let mut body = execute(&client, &token, Shape::Results(100, SIZE)).await;
     read(&mut body, 1).await;
     drop(body);
     until_held(&rig, 1.0).await;
@@ -83,5 +84,5 @@ async fn another_subject_does_not_displace_a_stream() {
     assert_eq!(error_class(&reply), "INVALID_HANDLE.OPERATION_NOT_FOUND");
 
     let reply = rig.call(reattach(&token, None)).await;
-    assert!(reply.body == results(0, 50, SIZE), "{reply:?}");
+    assert!(reply.body == results(0, 100, SIZE), "{reply:?}");
 }
