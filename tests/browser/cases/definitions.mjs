@@ -35,7 +35,7 @@ export async function clusterForm(browser, stack) {
   assert.match(await errorOf(page, "More settings (optional)"), /JSON/);
   await page.getByLabel("More settings (optional)").fill('{"image": "x"}');
   await save(page, "Create cluster");
-  await page.getByText('"image" has a field of its own').waitFor();
+  await page.locator(".field-error", { hasText: '"image" has a field of its own' }).waitFor();
   await page.getByLabel("More settings (optional)").fill("");
   await save(page, "Create cluster");
   assert.match(await errorOf(page, "Name"), /lower-case|a-z|letters/i);

@@ -69,7 +69,11 @@ function problemsOfFields({ ApiError, problemsOf, problemAt, otherProblems }) {
   assert.equal(otherProblems(problems, ["image", "cpu"]), "LD_PRELOAD: is reserved");
   const nested = problemsOf(new ApiError(400, "INVALID_ARGUMENT", "provider.static.endpoints[0].address: must be text", null, { field: "provider.static.endpoints[0].address" }));
   assert.equal(problemAt(nested, "endpoints"), "provider.static.endpoints[0].address: must be text");
-  assert.equal(otherProblems(nested, ["provider"]), undefined);
+  assert.equal(otherProblems(nested, ["endpoints"]), undefined);
+  // A property can be called like another field.
+  const property = problemsOf(new ApiError(400, "INVALID_ARGUMENT", "provider.kubernetes.properties.image: is reserved", null, { field: "provider.kubernetes.properties.image" }));
+  assert.equal(problemAt(property, "image"), undefined);
+  assert.equal(problemAt(property, "properties"), "provider.kubernetes.properties.image: is reserved");
   assert.deepEqual([...problemsOf(new Error("no field"))], []);
 }
 
