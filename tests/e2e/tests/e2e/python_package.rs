@@ -33,7 +33,8 @@ fn options(tls: Tls) -> StackOptions {
         proxy: "tokens.leeway = \"0s\"\ntokens.reattach_grace = \"0s\"\ntokens.interrupt_grace = \"0s\""
             .to_owned(),
         // The tests create more than the 30 sessions a minute that one owner may.
-        manager: "limits.creates_per_minute = 1000\n[[orgs]]\nname = \"umbrella\"\nlimits = { live_sessions_per_owner = 1 }\n"
+        manager: "[[orgs]]\nname = \"acme\"\nlimits = { creates_per_minute = 1000 }\n\
+                  [[orgs]]\nname = \"umbrella\"\nlimits = { live_sessions_per_owner = 1 }\n"
             .to_owned(),
         ..StackOptions::default()
     }
