@@ -63,10 +63,6 @@ churn: build ## Managers, Redis, primaries and masters die under load, SECONDS_E
 cuts: build ## Connections cut at random moments of results on Sail, CUTS=500 (SEED=n)
 	CUTS=$(or $(CUTS),500) cargo test --locked --workspace --test e2e reattach::random_cuts -- --nocapture
 
-.PHONY: long-query
-long-query: build ## A query of twelve minutes on Sail with the deadlines of PySpark 4.3
-	cargo test --locked --workspace --test e2e reattach::a_query_of_twelve_minutes -- --ignored --nocapture
-
 simulate: ## Lives of sessions under faults, from seeds 1 to SEEDS=20000 (SEED=n tells one in full)
 	SEEDS=$(or $(SEEDS),20000) SEED=$(SEED) FIRST=$(FIRST) THREADS=$(THREADS) cargo test --locked -p session-manager --lib simulation::lives -- --nocapture
 

@@ -145,7 +145,6 @@ def deadline(args):
         began = time.monotonic()
         frame = numbers(spark, args.rows)
         batches = 0
-        print("streaming", flush=True)
 
         def pause():
             nonlocal batches

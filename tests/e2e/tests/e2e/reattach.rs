@@ -125,40 +125,6 @@ async fn the_deadline_of_pyspark_43_ends_no_query() -> Result<()> {
     Ok(())
 }
 
-/// PySpark 4.3 with its own deadline of 10 minutes, which ends once while the result is read.
-#[tokio::test]
-#[ignore = "make long-query runs it: thirteen minutes"]
-async fn a_query_of_twelve_minutes() -> Result<()> {
-    let stack = Stack::start().await?;
-    let session = stack.session("ada", Engine::Sail, &[])?;
-    let url = stack.url("ada", &session)?;
-    let args = [
-        "--limit",
-        "1500",
-        "deadline",
-        "--url",
-        &url,
-        "--deadline",
-        "600",
-        "--rows",
-        "60000",
-        "--pause",
-        "30",
-        "--job",
-        "1000000000",
-    ];
-    let running = Client::Py43
-        .start_until(stack.dir.path(), "cuts.py", &args, None, "streaming")
-        .await?;
-    let seen = running.finish(Duration::from_secs(1500)).await?;
-    println!("{seen}");
-    assert!(seen["wrong"].is_null(), "{seen}");
-    assert!(seen["streamed"].as_f64() >= Some(720.0), "{seen}");
-    let resumed = metric(&stack, "spark_proxy_streams_resumed_total").await?;
-    assert!(resumed >= 1.0, "{resumed}");
-    Ok(())
-}
-
 /// What the client has received and not acknowledged exceeds the limit: an error, never a loss.
 #[tokio::test]
 async fn beyond_the_limit_a_cut_is_an_error() -> Result<()> {
