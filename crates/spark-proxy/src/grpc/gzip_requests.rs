@@ -21,10 +21,10 @@ use tokio::sync::Semaphore;
 /// Maximum number of bytes that one step produces.
 const STEP: usize = 64 * 1024;
 /// Maximum decompressed length of a message; the engines accept no more.
-const MAX_PLAIN: usize = 128 << 20;
+pub(crate) const MAX_PLAIN: usize = 128 << 20;
 /// Maximum ratio of the decompressed length to the compressed one, beyond the first step. Plans and
 /// Arrow data compress by less than 20.
-const MAX_RATIO: usize = 200;
+pub(crate) const MAX_RATIO: usize = 200;
 /// Memory of a decoder.
 const DECODER_BYTES: usize = 48 * 1024;
 

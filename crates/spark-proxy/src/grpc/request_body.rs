@@ -6,7 +6,7 @@
 //! until the backend responds, so that an unprocessed call can be sent again.
 
 use crate::config::LimitConfig;
-use crate::grpc::gzip_requests::{Decompressor, InvalidGzip};
+use crate::grpc::gzip_requests::{Decompressor, InvalidGzip, MAX_PLAIN, MAX_RATIO};
 use crate::grpc::identity::{
     ClientType, InvalidRequest, NOT_A_UUID, Operation, Piece, Rewriter, SparkSessionId,
 };
@@ -61,7 +61,8 @@ impl From<InvalidGzip> for RequestError {
                 "A compressed message may have at most {max} bytes (limits.stream_window_bytes). Send it without grpc-encoding."
             )),
             InvalidGzip::TooLarge(max) => refused(format!(
-                "A message may have at most {max} bytes when decompressed: 200 times its compressed length, and 128 MiB. Send it without grpc-encoding."
+                "A message may have at most {max} bytes when decompressed: {MAX_RATIO} times its compressed length, and {} MiB. Send it without grpc-encoding.",
+                MAX_PLAIN >> 20
             )),
             InvalidGzip::Malformed(why) => InvalidRequest::Malformed(why).into(),
         }

@@ -176,7 +176,7 @@ async fn a_resumable_query_gets_advice() {
     assert!(advice(&reply).is_some(), "{reply:?}");
 }
 
-/// With session-manager and two proxies: one event, whoever reports it and how often.
+/// With session-manager and two proxies: one event, although both proxies report it repeatedly.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn advice_is_one_event_of_the_session() {
     let stack = Stack::start().await;

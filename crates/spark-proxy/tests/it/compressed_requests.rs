@@ -18,7 +18,7 @@ fn compressed(frame: &[u8]) -> Bytes {
     [&[1][..], &len, &message].concat().into()
 }
 
-/// A message of so many bytes that compresses to about half.
+/// A message of `len` bytes that compresses to about half.
 fn large(len: usize) -> Bytes {
     let mut state = 1_u32;
     let text: Vec<u8> = (0..len)

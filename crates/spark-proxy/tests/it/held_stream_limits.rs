@@ -119,7 +119,7 @@ async fn a_stalled_client_gives_back_what_was_sent() {
     within("all is read", rig.spark.until(|seen| seen.sent >= sent)).await;
     tokio::time::sleep(Duration::from_millis(500)).await;
     within(
-        "sent bytes are given back",
+        "sent bytes are released",
         rig.until_metric(BYTES, |bytes| bytes <= 0.75 * LIMIT as f64),
     )
     .await;

@@ -15,36 +15,24 @@ use tokio::net::TcpStream;
 /// What happens before a call.
 type Before = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
 
-/// Starts a peer before `target` that loses the answers to the first calls of `method`, so many as
-/// `count`: the service has processed them.
+/// Starts a peer before `target` that loses the answers to the first `count` calls of `method`: the
+/// service has processed them.
 pub(crate) async fn losing(target: SocketAddr, method: &'static str, count: usize) -> SocketAddr {
     let left = Arc::new(AtomicUsize::new(count));
-    peer(move |stream: TcpStream| {
+    between(target, move |service, request, mut respond| {
         let left = Arc::clone(&left);
         async move {
-            let mut clients = h2::server::handshake(stream).await.unwrap();
-            let (service, connection) = h2::client::handshake(TcpStream::connect(target).await.unwrap())
-                .await
-                .unwrap();
-            tokio::spawn(connection);
-            while let Some(Ok((request, mut respond))) = clients.accept().await {
-                let (service, left) = (service.clone(), Arc::clone(&left));
-                tokio::spawn(async move {
-                    let request = whole(request).await;
-                    let is_counted = request.uri().path().ends_with(method);
-                    let one_less = |left: usize| left.checked_sub(1);
-                    let is_lost = is_counted
-                        && left
-                            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less)
-                            .is_ok();
-                    if !is_lost {
-                        return forward(service, request, respond).await;
-                    }
-                    let (response, _body) = call(service, request).await;
-                    response.await.unwrap();
-                    respond.send_reset(h2::Reason::INTERNAL_ERROR);
-                });
+            let one_less = |left: usize| left.checked_sub(1);
+            let is_lost = request.uri().path().ends_with(method)
+                && left
+                    .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less)
+                    .is_ok();
+            if !is_lost {
+                return forward(service, request, respond).await;
             }
+            let (response, _body) = call(service, request).await;
+            response.await.unwrap();
+            respond.send_reset(h2::Reason::INTERNAL_ERROR);
         }
     })
     .await
@@ -60,8 +48,29 @@ where
     F: Future<Output = ()> + Send + 'static,
 {
     let before: Before = Arc::new(move || Box::pin(before()));
-    peer(move |stream: TcpStream| {
+    between(target, move |service, request, respond| {
         let before = Arc::clone(&before);
+        async move {
+            if request.uri().path().ends_with(method) {
+                before().await;
+            }
+            forward(service, request, respond).await;
+        }
+    })
+    .await
+}
+
+/// Starts a peer before `target` that handles each call with `handle`.
+async fn between<F>(
+    target: SocketAddr,
+    handle: impl Fn(SendRequest<Bytes>, Request<Bytes>, SendResponse<Bytes>) -> F + Send + Sync + 'static,
+) -> SocketAddr
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let handle = Arc::new(handle);
+    peer(move |stream: TcpStream| {
+        let handle = Arc::clone(&handle);
         async move {
             let mut clients = h2::server::handshake(stream).await.unwrap();
             let (service, connection) = h2::client::handshake(TcpStream::connect(target).await.unwrap())
@@ -69,13 +78,9 @@ where
                 .unwrap();
             tokio::spawn(connection);
             while let Some(Ok((request, respond))) = clients.accept().await {
-                let (service, before) = (service.clone(), Arc::clone(&before));
+                let (service, handle) = (service.clone(), Arc::clone(&handle));
                 tokio::spawn(async move {
-                    let request = whole(request).await;
-                    if request.uri().path().ends_with(method) {
-                        before().await;
-                    }
-                    forward(service, request, respond).await;
+                    handle(service, whole(request).await, respond).await;
                 });
             }
         }
