@@ -28,11 +28,17 @@ console-web: ## Build the console's pages (crates/console/web/dist); programs bu
 	@deploy/local/setup.sh console
 	@deploy/local/console_web.sh
 
-test: setup fmt-check deny lint proto-lint mutations-apply unit test-chart fuzz-briefly e2e test-browser ## Everything but a real cluster: formatting, licences, lints, unit, contract, chart, fuzz (10 s), end-to-end, browser tests
+test: setup fmt-check deny lint proto-lint mutations-apply test-rust test-chart fuzz-briefly test-browser ## Everything but a real cluster: formatting, licences, lints, unit, contract, chart, fuzz (10 s), end-to-end, browser tests
 	@echo "all tests passed"
 
 build: ## Build every program
 	cargo build --locked --workspace --all-targets
+
+# One command, because another selection of packages has other features of their dependencies, and
+# builds them again.
+.PHONY: test-rust
+test-rust: build
+	cargo test --locked --workspace --no-fail-fast -- --test-threads=$(TEST_THREADS)
 
 unit: build ## Unit, property, contract and provider tests
 	cargo test --locked --workspace --exclude e2e -- --test-threads=$(TEST_THREADS)
@@ -59,9 +65,12 @@ test-clients: build ## The client matrix: PySpark, Scala, JDBC, ADBC, Go on Sail
 churn: build ## Managers, Redis, primaries and masters die under load, SECONDS_EACH=600 each (ONLY=managers)
 	CHURN_SECONDS=$(or $(SECONDS_EACH),600) cargo test --locked --workspace --test e2e churn::$(ONLY) -- --test-threads=1 --nocapture
 
-.PHONY: cuts
+.PHONY: cuts long-queries
 cuts: build ## Connections cut at random moments of results on Sail, CUTS=500 (SEED=n)
 	CUTS=$(or $(CUTS),500) cargo test --locked --workspace --test e2e reattach::random_cuts -- --nocapture
+
+long-queries: build ## Two queries of 12 minutes on Sail with PySpark 4.3, which ends each stream after 10
+	cargo test --locked --workspace --test e2e reattach::queries_of_twelve -- --include-ignored --nocapture
 
 simulate: ## Lives of sessions under faults, from seeds 1 to SEEDS=20000 (SEED=n tells one in full)
 	SEEDS=$(or $(SEEDS),20000) SEED=$(SEED) FIRST=$(FIRST) THREADS=$(THREADS) cargo test --locked -p session-manager --lib simulation::lives -- --nocapture

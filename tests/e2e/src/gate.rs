@@ -3,7 +3,7 @@
 
 use crate::Engine;
 use anyhow::Result;
-use local_stack::paths::{home, installed, on_path};
+use local_stack::paths::{home, installed};
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -26,7 +26,7 @@ impl Gate {
         };
         gate.program("sail", &installed("venv-sail/bin/sail")?)?;
         std::fs::create_dir(gate.dir.path().join("bin"))?;
-        gate.program("bin/java", &on_path("java")?)?;
+        gate.program("bin/java", &installed("java-spark/bin/java")?)?;
         Ok(gate)
     }
 

@@ -288,6 +288,7 @@ pub fn java(dir: &Path, ca: Option<&Path>) -> Result<Command> {
         .args([
             "--add-opens=java.base/java.nio=ALL-UNNAMED",
             "-XX:TieredStopAtLevel=1",
+            "-XX:+UseSerialGC",
         ])
         .env("SPARK_LOCAL_IP", "127.0.0.1");
     if let Some(ca) = ca {

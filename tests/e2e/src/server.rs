@@ -55,6 +55,7 @@ impl Server {
         command
             .current_dir(dir)
             .env("SPARK_HOME", &home)
+            .env("JAVA_HOME", installed("java-spark")?)
             .env("PYSPARK_PYTHON", installed("venv-spark/bin/python")?)
             .args([
                 "--class",

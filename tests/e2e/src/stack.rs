@@ -616,6 +616,7 @@ provisioning_deadline = "5m"
 [clusters.process]
 program = "{spark}/spark-home"
 python = "{spark}/bin/python"
+java_home = "{home}/java-spark"
 driver_memory = "1g"
 
 [[catalogs]]
@@ -638,5 +639,6 @@ initial_database = ["lab"]
 "#,
         sail = sail.display(),
         spark = spark.display(),
+        home = home().display(),
     ))
 }

@@ -90,7 +90,7 @@ pub(crate) async fn release(client: &Client, token: &str, release: Release) {
     assert_eq!(client.call(rpc).await.code(), Code::Ok);
 }
 
-fn until(number: usize) -> Release {
+pub(crate) fn until(number: usize) -> Release {
     Release::ReleaseUntil(ReleaseUntil {
         response_id: response_id(number),
     })

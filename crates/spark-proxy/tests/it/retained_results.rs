@@ -2,9 +2,11 @@
 
 use crate::common::{Rig, within};
 use crate::held_streams::{
-    BYTES, error_class, execute, execute_of, on_sail, read, reattach, results, sail, until_held,
+    BYTES, error_class, execute, execute_of, on_sail, read, reattach, release, results, sail, until,
+    until_held,
 };
 use session_proto::internal::Route;
+use std::time::Duration;
 use test_support::fake_spark::{OPERATION, Shape};
 use tonic::Code;
 
@@ -56,9 +58,26 @@ async fn a_retained_result_outlives_a_change_of_its_route() {
         ..on_sail(rig.route())
     });
     // Longer than the interval of checks.
-    tokio::time::sleep(std::time::Duration::from_secs(6)).await;
+    tokio::time::sleep(Duration::from_secs(6)).await;
     let reply = rig.call(reattach(&token, None)).await;
     assert!(reply.body == results(0, 3, 10_000), "{reply:?}");
+}
+
+/// PySpark acknowledges a response when it reads it, which may be long after it received it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_retained_result_waits_for_a_client_that_still_reads() {
+    let rig = sail(|config| config.limits.held_stream_timeout = Duration::from_secs(2)).await;
+    let token = rig.token();
+    delivered(&rig, &token).await;
+    let client = rig.client().await;
+    for number in [0, 1] {
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        release(&client, &token, until(number)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    let reply = rig.call(reattach(&token, Some(1))).await;
+    assert!(reply.body == results(2, 3, 10_000), "{reply:?}");
+    within("it is freed", rig.until_metric(BYTES, |bytes| bytes == 0.0)).await;
 }
 
 /// The operation id is the client's choice, so another subject may choose the same.

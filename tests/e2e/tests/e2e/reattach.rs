@@ -96,33 +96,62 @@ async fn random_cuts_lose_and_repeat_nothing() -> Result<()> {
     Ok(())
 }
 
-/// PySpark 4.3 ends each stream after 10 minutes, here after 3 s.
-#[tokio::test]
-async fn the_deadline_of_pyspark_43_ends_no_query() -> Result<()> {
-    let stack = Stack::start().await?;
+/// Reads with PySpark 4.3, whose streams end after `deadline`: rows for longer than that with a pause
+/// after each batch, then one number after `job` seconds of nothing.
+async fn read_beyond_deadlines(proxy: &str, deadline: f64, pause: f64, job: f64) -> Result<()> {
+    let stack = Stack::start_with(StackOptions {
+        proxy: proxy.to_owned(),
+        ..StackOptions::default()
+    })
+    .await?;
     let session = stack.session("ada", Engine::Sail, &[])?;
     let url = stack.url("ada", &session)?;
+    let [within, pause, lasts] = [deadline, pause, job].map(|seconds| seconds.to_string());
+    let limit = (60.0 + 3.0 * (deadline + job)).to_string();
     let args = [
+        "--limit",
+        &limit,
         "deadline",
         "--url",
         &url,
         "--rows",
         "60000",
+        "--deadline",
+        &within,
         "--pause",
-        "0.3",
+        &pause,
         "--job",
-        "1000000000",
+        &lasts,
     ];
-    let seen = Client::Py43.run(stack.dir.path(), "cuts.py", &args, None).await?;
+    let began = Client::Py43.start_until(stack.dir.path(), "cuts.py", &args, None, "reading");
+    let seen = began
+        .await?
+        .finish(Duration::from_secs_f64(60.0 + 3.0 * (deadline + job)))
+        .await?;
     println!("{seen}");
     assert!(seen["wrong"].is_null(), "{seen}");
     assert_eq!(seen["right"], true, "{seen}");
-    let seconds = |of: &str| seen[of].as_f64().unwrap_or_default();
-    let (streamed, job) = (seconds("streamed"), seconds("job"));
-    assert!(streamed > 7.0 && job > 3.5, "shorter than the deadlines: {seen}");
+    for of in ["streamed", "job"] {
+        let seconds = seen[of].as_f64().unwrap_or_default();
+        assert!(seconds > deadline, "shorter than the deadline: {seen}");
+    }
     let resumed = metric(&stack, "spark_proxy_streams_resumed_total").await?;
-    assert!(resumed >= 3.0, "{resumed}");
+    assert!(resumed >= 2.0, "{resumed}");
     Ok(())
+}
+
+/// The result is delivered long before it is read. It is retained while its client acknowledges
+/// responses, even if the client's stream ends later than `held_stream_timeout` after its delivery.
+#[tokio::test]
+async fn the_deadline_of_pyspark_43_ends_no_query() -> Result<()> {
+    read_beyond_deadlines("limits.held_stream_timeout = \"3s\"", 6.0, 0.5, 8.0).await
+}
+
+/// The same with PySpark's own deadline.
+#[tokio::test]
+#[ignore = "make long-queries runs it: 25 minutes"]
+async fn queries_of_twelve_minutes_with_pyspark_43() -> Result<()> {
+    read_beyond_deadlines("", 600.0, 36.0, 720.0).await
 }
 
 /// What the client has received and not acknowledged exceeds the limit: an error, never a loss.

@@ -27,16 +27,11 @@ async fn a_job_that_sent_only_heartbeats_survives_a_cut_connection() -> Result<(
     let relay = Relay::start(stack.proxy_address).await?;
     let session = stack.session("ada", Engine::Sail, &[])?;
     let url = stack.via(&stack.url("ada", &session)?, relay.address);
-    let began = Instant::now();
+    let job = ["job", "--url", &url, "--seconds", "40"];
     let running = Client::Py41
-        .start_until(
-            stack.dir.path(),
-            "client.py",
-            &["job", "--url", &url],
-            None,
-            "asking",
-        )
+        .start_until(stack.dir.path(), "client.py", &job, None, "asking")
         .await?;
+    let began = Instant::now();
     let schema = wait::until("the schema passes", LIMIT, async || {
         match bytes_out(&stack, &session)? {
             0 => Err("nothing yet".to_owned()),

@@ -39,6 +39,10 @@ pub(crate) fn spark_home() -> String {
     installed("BERTH_SPARK_HOME", ".berth/venv-spark/spark-home")
 }
 
+pub(crate) fn spark_java() -> String {
+    installed("BERTH_SPARK_JAVA", ".berth/java-spark")
+}
+
 pub(crate) fn spark_python() -> String {
     installed("BERTH_SPARK_PYTHON", ".berth/venv-spark/bin/python")
 }
@@ -52,7 +56,7 @@ pub(crate) fn process_cluster(engine: Engine) -> Cluster {
         Engine::Sail => fixtures::processes(&sail(), &[]),
         Engine::Spark => Provider::Process {
             program: spark_home(),
-            java_home: None,
+            java_home: Some(spark_java()),
             properties: [("spark.master".to_owned(), "local[2]".to_owned())].into(),
             python: Some(spark_python()),
             driver_memory: None,

@@ -25,8 +25,6 @@ use tokio::time::Instant;
 
 /// Memory of a detached stream beyond its bytes.
 const STREAM_OVERHEAD: usize = 16 * 1024;
-/// Maximum time for which a delivered result is retained: its end may be lost with a connection.
-const MAX_DELIVERED_TIMEOUT: Duration = Duration::from_secs(60);
 
 impl Owner<'_> {
     pub(super) async fn handle(&mut self, turn: Turn) -> Next {
@@ -34,6 +32,7 @@ impl Owner<'_> {
             Turn::Request(Some(StreamRequest::Attach { received, reply })) => self.attach(received, reply),
             Turn::Request(Some(StreamRequest::ReleaseUntil(id))) => {
                 self.messages.release_until(id);
+                self.renew();
                 self.trim()
             }
             Turn::Request(Some(StreamRequest::ReleaseAll)) => {
@@ -278,8 +277,17 @@ impl Owner<'_> {
         }
     }
 
+    /// Time for which a detached stream waits for its client.
     fn detached_timeout(&self) -> Duration {
-        detached_timeout(self.limits().held_stream_timeout, self.is_delivered)
+        self.limits().held_stream_timeout
+    }
+
+    /// Waits anew for the client of a detached stream, which acknowledged a response: it still reads
+    /// what was delivered, and its deadline may end its stream before it has read all.
+    fn renew(&mut self) {
+        if let Some(until) = &mut self.until {
+            *until = Instant::now() + self.context.shared.config.limits.held_stream_timeout;
+        }
     }
 
     /// Frees the request, which cannot be sent again once its client is gone.
@@ -401,27 +409,5 @@ impl Owner<'_> {
             Err(_) if !self.outlet.is_attached() => self.abandon(Abandoned::LimitExceeded),
             Err(exceeded) => Next::End(self.outlet.end(StreamEnd::Refused(too_much_unread(exceeded)))),
         }
-    }
-}
-
-/// Time for which a detached stream waits for its client.
-fn detached_timeout(held_stream_timeout: Duration, is_delivered: bool) -> Duration {
-    if is_delivered {
-        held_stream_timeout.min(MAX_DELIVERED_TIMEOUT)
-    } else {
-        held_stream_timeout
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_delivered_result_waits_for_a_minute_at_most() {
-        let [short, long] = [30, 300].map(Duration::from_secs);
-        assert_eq!(detached_timeout(long, false), long);
-        assert_eq!(detached_timeout(long, true), MAX_DELIVERED_TIMEOUT);
-        assert_eq!(detached_timeout(short, true), short);
     }
 }
