@@ -3,6 +3,8 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 TEST_THREADS ?= 2
+# End-to-end tests wait more than they compute.
+E2E_THREADS ?= 3
 # The cargo profile of `make run`: quick (least time to build), release or dev.
 BERTH_PROFILE ?= quick
 BERTH_DEV = $(or $(CARGO_TARGET_DIR),target)/$(if $(filter dev,$(1)),debug,$(1))/berth-dev
@@ -28,23 +30,17 @@ console-web: ## Build the console's pages (crates/console/web/dist); programs bu
 	@deploy/local/setup.sh console
 	@deploy/local/console_web.sh
 
-test: setup fmt-check deny lint proto-lint mutations-apply test-rust test-chart fuzz-briefly test-browser ## Everything but a real cluster: formatting, licences, lints, unit, contract, chart, fuzz (10 s), end-to-end, browser tests
+test: setup fmt-check deny lint proto-lint mutations-apply unit test-chart fuzz-briefly e2e test-browser ## Everything but a real cluster: formatting, licences, lints, unit, contract, chart, fuzz (10 s), end-to-end, browser tests
 	@echo "all tests passed"
 
 build: ## Build every program
 	cargo build --locked --workspace --all-targets
 
-# One command, because another selection of packages has other features of their dependencies, and
-# builds them again.
-.PHONY: test-rust
-test-rust: build
-	cargo test --locked --workspace --no-fail-fast -- --test-threads=$(TEST_THREADS)
-
 unit: build ## Unit, property, contract and provider tests
-	cargo test --locked --workspace --exclude e2e -- --test-threads=$(TEST_THREADS)
+	cargo test --locked --workspace --exclude e2e --no-fail-fast -- --test-threads=$(TEST_THREADS)
 
 e2e: build ## The whole of Berth on real Redis, Sail, Apache Spark and PySpark
-	cargo test --locked --workspace --test e2e -- --test-threads=$(TEST_THREADS)
+	cargo test --locked --workspace --test e2e -- --test-threads=$(E2E_THREADS)
 
 .PHONY: wheel test-python
 wheel: ## Build the wheel of the Python package `berth` into target/wheel

@@ -437,6 +437,16 @@ fn released_compute_is_warmed_once_under_a_new_generation() {
 }
 
 #[test]
+fn a_session_is_not_woken_after_its_lifetime() {
+    let mut life = Life::release_policy().active().idle_released();
+    life.session.expires_at = START;
+    let ended = life.apply(&Event::Wake).unwrap().unwrap();
+    assert_eq!(ended.session.reason, ChangeReason::MaxLifetime);
+    assert_eq!(ended.session.status(), Status::Closed);
+    assert!(!ended.effects.contains(&Effect::Ensure { generation: 2 }));
+}
+
+#[test]
 fn failed_warm_ups_back_off_and_the_fifth_fails_the_session() {
     let mut life = Life::release_policy().active().idle_released();
     for wait in [5, 15, 45, 120].map(Duration::from_secs) {

@@ -208,6 +208,7 @@ impl Client {
         let mut running = RunningClient {
             child,
             lines: BufReader::new(stdout).lines(),
+            stderr: dir.join("client-stderr.log"),
         };
         let waited = tokio::time::timeout(LIMIT, async {
             let mut last = String::new();
@@ -217,10 +218,10 @@ impl Client {
                 }
                 last = line;
             }
-            let said = std::fs::read_to_string(dir.join("client-stderr.log")).unwrap_or_default();
-            let tail: Vec<&str> = said.lines().rev().take(12).collect();
-            let tail: Vec<&str> = tail.into_iter().rev().collect();
-            bail!("it ended before it printed {mark:?}: {last}\n{}", tail.join("\n"))
+            bail!(
+                "it ended before it printed {mark:?}: {last}\n{}",
+                running.complaint()
+            )
         });
         waited.await.context("the client hangs")??;
         Ok(running)
@@ -256,7 +257,12 @@ impl Client {
     /// # Errors
     /// When it does not become ready.
     pub async fn repl(self, dir: &Path, url: &str, ca: Option<&Path>) -> Result<Repl> {
-        let mut command = self.command(dir, "client.py", &["repl", "--url", url], ca)?;
+        let mut command = self.command(
+            dir,
+            "client.py",
+            &["repl", "--url", url, "--limit", REPL_LIMIT],
+            ca,
+        )?;
         let stderr = output_file(&dir.join("repl-stderr.log"))?;
         let mut child = command
             .stdin(Stdio::piped())
@@ -337,14 +343,25 @@ fn scala_beside_spark() -> Result<String> {
     Ok(path)
 }
 
+/// Seconds after which a notebook ends itself. It ends with its test anyway, because its input ends.
+const REPL_LIMIT: &str = "7200";
+
 /// A client program on its way.
 #[derive(Debug)]
 pub struct RunningClient {
     child: Child,
     lines: Lines<BufReader<ChildStdout>>,
+    stderr: PathBuf,
 }
 
 impl RunningClient {
+    /// The last lines that it printed to stderr.
+    fn complaint(&self) -> String {
+        let said = std::fs::read_to_string(&self.stderr).unwrap_or_default();
+        let lines: Vec<&str> = said.lines().collect();
+        lines[lines.len().saturating_sub(12)..].join("\n")
+    }
+
     /// Waits for its end and returns the JSON of its last line.
     ///
     /// # Errors
@@ -359,7 +376,7 @@ impl RunningClient {
         })
         .await
         .with_context(|| format!("the client did not end within {limit:?}"))??;
-        serde_json::from_str(&last).with_context(|| format!("no JSON but {last:?}"))
+        serde_json::from_str(&last).with_context(|| format!("no JSON but {last:?}\n{}", self.complaint()))
     }
 }
 

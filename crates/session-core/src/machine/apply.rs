@@ -6,7 +6,7 @@ use crate::id::TokenId;
 use crate::policy::MAX_LIFETIME;
 use crate::principal::Actor;
 use crate::reason::ChangeReason;
-use crate::session::{Making, Session, State};
+use crate::session::{Making, Session, State, Status};
 use crate::time::Timestamp;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -78,6 +78,15 @@ pub fn apply(
     }
     let change = Change::of(session, actor.clone(), now);
     match event {
+        // Compute would be created only to be released.
+        Event::Wake if session.status() == Status::Idle && now >= session.expires_at => {
+            let change = Change::of(session, Actor::System, now);
+            Ok(Some(change.end(
+                State::Closed,
+                ChangeReason::MaxLifetime,
+                Cause::default(),
+            )))
+        }
         Event::Wake => wake(session, change),
         Event::Close { reason } => Ok(Some(change.end(State::Closed, *reason, Cause::default()))),
         Event::Extend { expires_at } => extend(session, change, *expires_at),

@@ -1,6 +1,7 @@
 //! Compute behind faulty requests of one manager, and its simulated life: it becomes
 //! ready in time or late, fails, hangs, and vanishes with or without an event.
 
+use super::coverage::{self, Fault};
 use super::store::Run;
 use super::world::{World, short};
 use async_trait::async_trait;
@@ -46,9 +47,15 @@ async fn live(world: Arc<World>, key: SessionKey, generation: u64, made: usize) 
         || world.sim.live().contains(&(key.clone(), generation)) && world.sim.made(&key, generation) == made;
     let note = |what: &str| world.note("compute", format_args!("{} g{generation} {what}", short(&key)));
     tokio::time::sleep(world.between(50, 4000)).await;
-    let luck = world.below(if stormy { 20 } else { 60 });
+    let mut luck = world.below(if stormy { 20 } else { 60 });
+    if world.strikes_session(&key, Fault::ComputeHangs, 0) {
+        luck = 0;
+    } else if world.strikes_session(&key, Fault::ComputeFails, 0) {
+        luck = 2;
+    }
     if luck == 0 {
         note("hangs");
+        world.meets(&key, Fault::ComputeHangs);
         return;
     }
     if luck == 1 {
@@ -62,6 +69,7 @@ async fn live(world: Arc<World>, key: SessionKey, generation: u64, made: usize) 
     }
     if luck == 2 || luck == 3 {
         note("fails");
+        world.meets(&key, Fault::ComputeFails);
         let permanent = luck == 3 && world.one_in(3);
         return world
             .sim
@@ -76,28 +84,57 @@ async fn live(world: Arc<World>, key: SessionKey, generation: u64, made: usize) 
     if !exists() {
         return;
     }
-    if world.one_in(2) {
-        note("vanishes silently");
-        world.sim.vanish_silently(&key, generation);
-    } else if world.one_in(2) {
-        note("crashes");
-        world.sim.fail(&key, generation, "it crashed", false);
-    } else {
-        note("vanishes");
-        world.sim.vanish(&key, generation);
+    let fault = match world.below(4) {
+        0 | 1 => Fault::ComputeVanishesSilently,
+        2 => Fault::ComputeCrashes,
+        _ => Fault::ComputeVanishes,
+    };
+    end(&world, &key, generation, fault);
+}
+
+/// Ends compute.
+pub(super) fn end(world: &World, key: &SessionKey, generation: u64, how: Fault) {
+    world.stimulate(key);
+    world.meets(key, how);
+    let note = |what: &str| world.note("compute", format_args!("{} g{generation} {what}", short(key)));
+    match how {
+        Fault::ComputeVanishesSilently => {
+            note("vanishes silently");
+            world.sim.vanish_silently(key, generation);
+        }
+        Fault::ComputeCrashes => {
+            note("crashes");
+            world.sim.fail(key, generation, "it crashed", false);
+        }
+        _ => {
+            note("vanishes");
+            world.sim.vanish(key, generation);
+        }
     }
+}
+
+/// A request for compute arrives a second time.
+pub(super) async fn arrive_again(world: &Arc<World>, spec: &ComputeSpec) {
+    world.meets(&spec.key, Fault::ComputeRequestRepeated);
+    drop(ensure(world, spec).await);
+    let now = world.elapsed();
+    world.state().last_fault = now;
 }
 
 impl FaultyCompute {
     /// Loses or delays a request.
-    async fn arrive(&self, what: &str) -> Result<(), Error> {
+    async fn arrive(&self, what: &str, key: Option<&SessionKey>) -> Result<(), Error> {
         self.run.pause().await;
         let world = &self.run.world;
-        if world.strikes(15_000) {
+        let strikes = |fault, per_million| match key {
+            Some(key) => world.strikes_session(key, fault, per_million),
+            None => world.strikes(per_million),
+        };
+        if strikes(Fault::ComputeRequestLost, 15_000) {
             world.fault(&self.run.name, format_args!("{what} is lost"));
             return Err(lost());
         }
-        if world.strikes(5_000) {
+        if strikes(Fault::ComputeRequestSlow, 5_000) {
             let delay = world.between(1000, 15_000);
             world.fault(&self.run.name, format_args!("{what} takes {delay:?}"));
             tokio::time::sleep(delay).await;
@@ -106,13 +143,13 @@ impl FaultyCompute {
         Ok(())
     }
 
-    async fn answer(&self, what: &str) -> Result<(), Error> {
+    async fn answer(&self, what: &str, key: &SessionKey) -> Result<(), Error> {
         let world = &self.run.world;
         if world.strikes(1_000) {
             self.run.crash(&format!("after {what}"));
         }
         self.run.pause().await;
-        if world.strikes(15_000) {
+        if world.strikes_session(key, Fault::ComputeAnswerLost, 15_000) {
             world.fault(&self.run.name, format_args!("the answer to {what} is lost"));
             return Err(lost());
         }
@@ -136,6 +173,7 @@ impl ComputeProvider for FaultyCompute {
     async fn ensure(&self, spec: &ComputeSpec) -> Result<(), Error> {
         let world = &self.run.world;
         world.check_ensure(&spec.key, spec.generation);
+        coverage::repeat_in_focus(world, spec);
         if world.strikes(40_000) {
             // A duplicate of the request arrives later.
             let (world, spec, delay) = (Arc::clone(world), spec.clone(), world.between(10, 20_000));
@@ -149,12 +187,10 @@ impl ComputeProvider for FaultyCompute {
             );
             tokio::spawn(async move {
                 tokio::time::sleep(delay).await;
-                drop(ensure(&world, &spec).await);
-                let now = world.elapsed();
-                world.state().last_fault = now;
+                arrive_again(&world, &spec).await;
             });
         }
-        self.arrive("ensure").await?;
+        self.arrive("ensure", Some(&spec.key)).await?;
         ensure(world, spec).await?;
         if world.strikes(20_000) {
             let delay = world.between(1000, 9000);
@@ -164,39 +200,39 @@ impl ComputeProvider for FaultyCompute {
             );
             tokio::time::sleep(delay).await;
         }
-        self.answer("ensure").await?;
+        self.answer("ensure", &spec.key).await?;
         world.ensure_confirmed(&self.run, &spec.key, spec.generation);
         Ok(())
     }
 
     async fn observe(&self, spec: &ComputeSpec) -> Result<Observation, Error> {
-        self.arrive("observe").await?;
+        self.arrive("observe", Some(&spec.key)).await?;
         let seen = self.run.world.sim.observe(spec).await?;
         if seen == Observation::Missing {
             self.run.world.saw_gone(&self.run, &spec.key, spec.generation);
         }
-        self.answer("observe").await?;
+        self.answer("observe", &spec.key).await?;
         Ok(seen)
     }
 
     async fn release(&self, spec: &ComputeSpec) -> Result<(), Error> {
         let world = &self.run.world;
         world.check_release(&spec.key, spec.generation);
-        self.arrive("release").await?;
+        self.arrive("release", Some(&spec.key)).await?;
         world.check_release(&spec.key, spec.generation);
         world.note(
             &self.run.name,
             format_args!("releases {} up to g{}", short(&spec.key), spec.generation),
         );
         world.sim.release(spec).await?;
-        self.answer("release").await
+        self.answer("release", &spec.key).await
     }
 
     async fn inventory(&self) -> Result<Vec<Found>, Error> {
         if self.as_servers {
             return Ok(Vec::new());
         }
-        self.arrive("inventory").await?;
+        self.arrive("inventory", None).await?;
         self.run.world.sim.inventory().await
     }
 
@@ -206,7 +242,9 @@ impl ComputeProvider for FaultyCompute {
             let run = run.clone();
             async move {
                 run.pause().await;
-                let lost = run.world.strikes(100_000);
+                let lost = run
+                    .world
+                    .strikes_session(&change.key, Fault::ComputeEventLost, 100_000);
                 (!lost).then_some(change)
             }
         });
@@ -239,7 +277,7 @@ impl SharedCompute for FaultyCompute {
         server: &str,
         ids: &[SparkSessionId],
     ) -> Result<Vec<SparkSessionId>, Error> {
-        self.arrive("end_spark_sessions").await?;
+        self.arrive("end_spark_sessions", Some(&spec.key)).await?;
         self.run.world.sim.end_spark_sessions(spec, server, ids).await
     }
 }

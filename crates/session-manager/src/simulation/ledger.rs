@@ -93,6 +93,12 @@ impl World {
         record.map(|record| record.history.clone()).unwrap_or_default()
     }
 
+    pub(super) fn all_sessions(&self) -> Vec<Session> {
+        let state = self.state();
+        let all = state.ledger.records.values();
+        all.map(|record| record.session.clone()).collect()
+    }
+
     pub(super) fn live_sessions(&self) -> Vec<Session> {
         let state = self.state();
         let all = state.ledger.records.values().map(|record| &record.session);

@@ -3,17 +3,18 @@
 //! call of an unused session, and a report without acknowledgement is repeated
 //! before any other.
 
+use super::coverage::Fault;
 use super::engines::until_gone;
 use super::ledger::{EndedCall, SentReport};
 use super::managers::Managers;
 use super::world::{Call, World, short};
 use crate::lifecycle::activity_reports::SessionReport;
-use session_core::{ProxyId, SessionKey, Timestamp, Totals};
+use session_core::{ProxyId, SessionKey, Status, Timestamp, Totals};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
 const REPORT_INTERVAL: Duration = Duration::from_secs(5);
@@ -49,6 +50,21 @@ struct Report {
     all: bool,
 }
 
+impl Report {
+    /// Whether a fault of this normal probability, in millionths, meets this report and so its sessions.
+    fn strikes(&self, world: &World, fault: Fault, per_million: u64) -> bool {
+        let mut keys = self.usages.iter().map(|(key, _)| key);
+        // A report of no session can be lost too.
+        let strikes = world.strikes(per_million) || keys.any(|key| world.strikes_session(key, fault, 0));
+        if strikes {
+            for (key, _) in &self.usages {
+                world.meets(key, fault);
+            }
+        }
+        strikes
+    }
+}
+
 impl Proxy {
     pub(super) fn start(world: &Arc<World>, managers: &Arc<Managers>, name: String) -> Arc<Self> {
         world.note(&name, format_args!("starts"));
@@ -68,6 +84,9 @@ impl Proxy {
 
     /// Ends the proxy and its calls without a report.
     pub(super) fn vanish(&self) {
+        for key in self.usages.lock().unwrap().keys() {
+            self.world.meets(key, Fault::ProxyVanishes);
+        }
         self.world.fault(&self.name, format_args!("vanishes"));
         self.gone.cancel();
         let mut state = self.world.state();
@@ -110,6 +129,7 @@ impl Proxy {
     }
 
     fn touch(&self, key: &SessionKey, generation: u64, calls: i32) {
+        self.world.stimulate(key);
         let mut usages = self.usages.lock().unwrap();
         let usage = usages.entry(key.clone()).or_default();
         if usage.generation < generation {
@@ -173,12 +193,12 @@ impl Proxy {
 
     async fn send(&self, report: &Report) -> bool {
         let world = &self.world;
-        if world.strikes(60_000) {
+        if report.strikes(world, Fault::ReportLost, 60_000) {
             world.fault(&self.name, format_args!("report {} is lost", report.sequence));
             tokio::time::sleep(world.between(1, 5000)).await;
             return false;
         }
-        if world.strikes(30_000) {
+        if report.strikes(world, Fault::ReportRepeated, 30_000) {
             // A duplicate of the report arrives late.
             let (managers, id, report) = (Arc::clone(&self.managers), self.id.clone(), report.clone());
             let delay = world.between(10, 12_000);
@@ -210,7 +230,7 @@ impl Proxy {
         });
         let response = tokio::time::timeout(REPORT_TIMEOUT, accepting).await;
         let acknowledged = matches!(response, Ok(Ok(Ok(()))));
-        if world.strikes(30_000) {
+        if report.strikes(world, Fault::ReportAnswerLost, 30_000) {
             world.fault(
                 &self.name,
                 format_args!("the answer to report {sequence} is lost"),
@@ -260,6 +280,8 @@ pub(super) struct Proxies {
     world: Arc<World>,
     managers: Arc<Managers>,
     running: std::sync::Mutex<Vec<Arc<Proxy>>>,
+    /// Number of replacements.
+    runs: AtomicU64,
 }
 
 impl Proxies {
@@ -269,6 +291,7 @@ impl Proxies {
             running: std::sync::Mutex::new(running.collect()),
             world: Arc::clone(world),
             managers: Arc::clone(managers),
+            runs: AtomicU64::new(0),
         })
     }
 
@@ -278,20 +301,44 @@ impl Proxies {
         Arc::clone(&running[n])
     }
 
+    /// Calls sessions whose state has changed since a client decided to call, as a proxy with an old
+    /// route does. The proxy may vanish with its call.
+    pub(super) async fn make_late_calls(self: Arc<Self>, mut wanted: mpsc::UnboundedReceiver<SessionKey>) {
+        while let Some(key) = wanted.recv().await {
+            let Some(session) = self.world.recorded(&key) else {
+                continue;
+            };
+            let n = usize::try_from(self.world.below(self.running.lock().unwrap().len() as u64)).unwrap();
+            let proxy = Arc::clone(&self.running.lock().unwrap()[n]);
+            // After a loss or a wake, that of the former compute.
+            let generation = match session.status() {
+                Status::Pending => session.generation.saturating_sub(1),
+                Status::Active | Status::Idle | Status::Closed | Status::Failed => session.generation,
+            };
+            proxy.call(&key, generation, self.world.between(1, 300)).await;
+            if self.world.one_in(2) && self.world.strikes_session(&key, Fault::ProxyVanishes, 0) {
+                self.replace(n).await;
+            }
+        }
+    }
+
+    async fn replace(&self, n: usize) {
+        let proxy = Arc::clone(&self.running.lock().unwrap()[n]);
+        proxy.vanish();
+        let run = self.runs.fetch_add(1, Relaxed) + 1;
+        tokio::time::sleep(self.world.between(0, 5000)).await;
+        self.running.lock().unwrap()[n] = Proxy::start(&self.world, &self.managers, format!("p{n}.{run}"));
+    }
+
     pub(super) async fn keep_running(self: Arc<Self>) {
-        let mut runs = 0;
         loop {
             tokio::time::sleep(self.world.between(1000, 10_000)).await;
             if !self.world.strikes(50_000) {
                 continue;
             }
-            let n = usize::try_from(self.world.below(self.running.lock().unwrap().len() as u64)).unwrap();
-            let proxy = Arc::clone(&self.running.lock().unwrap()[n]);
-            proxy.vanish();
-            runs += 1;
-            tokio::time::sleep(self.world.between(0, 5000)).await;
-            self.running.lock().unwrap()[n] =
-                Proxy::start(&self.world, &self.managers, format!("p{n}.{runs}"));
+            let running = self.running.lock().unwrap().len() as u64;
+            self.replace(usize::try_from(self.world.below(running)).unwrap())
+                .await;
         }
     }
 }

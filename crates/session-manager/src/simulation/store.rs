@@ -3,6 +3,7 @@
 //! manager may crash, after which its calls never return.
 
 use super::check::Requested;
+use super::coverage::{self, Fault};
 use super::world::{World, short};
 use async_trait::async_trait;
 use futures::stream::BoxStream;
@@ -49,6 +50,7 @@ impl Run {
 
     pub(super) fn crash(&self, why: &str) {
         if !self.dead.swap(true, Relaxed) {
+            self.world.all_meet(Fault::ManagerCrash);
             self.world.fault(&self.name, format_args!("crashes {why}"));
             self.world.count("crashes");
         }
@@ -83,10 +85,24 @@ impl FaultyStore {
         what: &'static str,
         effect: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, Error> {
+        self.call_for(None, what, effect).await
+    }
+
+    /// A call that concerns one session.
+    async fn call_for<T>(
+        &self,
+        key: Option<&SessionKey>,
+        what: &'static str,
+        effect: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
         let (run, world) = (&self.run, &self.run.world);
+        let strikes = |fault| match key {
+            Some(key) => world.strikes_session(key, fault, 5_000),
+            None => world.strikes(5_000),
+        };
         run.pause().await;
         let unavailable = world.elapsed() < world.state().outage_until;
-        if unavailable || world.strikes(5_000) {
+        if unavailable || strikes(Fault::StoreRequestLost) {
             if unavailable {
                 let now = world.elapsed();
                 world.state().last_fault = now;
@@ -100,7 +116,7 @@ impl FaultyStore {
             run.crash(&format!("after {what}"));
         }
         run.pause().await;
-        if world.strikes(5_000) {
+        if strikes(Fault::StoreAnswerLost) {
             world.fault(&run.name, format_args!("the answer to {what} is lost"));
             return Err(self.lost("the answer was lost").await);
         }
@@ -116,9 +132,9 @@ impl FaultyStore {
     }
 
     /// The delay of a write that takes effect after its caller's timeout, if so.
-    fn comes_late(&self, what: &'static str) -> Option<Duration> {
+    fn comes_late(&self, key: &SessionKey, what: &'static str) -> Option<Duration> {
         let world = &self.run.world;
-        world.strikes(3_000).then(|| {
+        world.strikes_session(key, Fault::StoreWriteLate, 3_000).then(|| {
             let delay = world.between(10, 6000);
             world.fault(&self.run.name, format_args!("{what} comes {delay:?} late"));
             delay
@@ -154,10 +170,11 @@ impl FaultyStore {
                 );
                 world.count(session.reason.as_str());
                 world.check_commit(&commit, &requested);
+                coverage::entered(&requested.run, &key);
             }
             outcome
         };
-        if let Some(delay) = self.comes_late("a commit") {
+        if let Some(delay) = self.comes_late(&commit.session.key(), "a commit") {
             tokio::spawn(async move {
                 tokio::time::sleep(delay).await;
                 drop(write(commit).await);
@@ -166,7 +183,8 @@ impl FaultyStore {
             self.run.alive().await;
             return Err(Error::Unavailable("no answer in time".to_owned()));
         }
-        self.call("a commit", write(commit)).await
+        let key = commit.session.key();
+        self.call_for(Some(&key), "a commit", write(commit)).await
     }
 
     fn inner(&self) -> &dyn SessionStore {
@@ -182,6 +200,7 @@ impl Sessions for FaultyStore {
             let created = world.store.create(create.clone()).await?;
             if created.new {
                 world.created(&create);
+                coverage::entered(&self.run, &create.session.key());
             }
             Ok(created)
         };
@@ -193,7 +212,7 @@ impl Sessions for FaultyStore {
             self.run.world.check_read(key, session.as_ref());
             Ok(session)
         };
-        self.call("get", effect).await
+        self.call_for(Some(key), "get", effect).await
     }
     async fn find_by_request(
         &self,
@@ -248,22 +267,22 @@ impl SessionIndex for FaultyStore {
 #[async_trait]
 impl DueQueue for FaultyStore {
     async fn set_due(&self, key: &SessionKey, version: u64, due: Option<Timestamp>) -> Result<(), Error> {
-        let (run, key) = (self.run.clone(), key.clone());
+        let (run, of) = (self.run.clone(), key.clone());
         let write = async move {
-            let outcome = run.world.store.set_due(&key, version, due).await;
+            let outcome = run.world.store.set_due(&of, version, due).await;
             if outcome.is_ok() {
-                run.world.check_set_due(&key, version, due, &run);
+                run.world.check_set_due(&of, version, due, &run);
             }
             outcome
         };
-        if let Some(delay) = self.comes_late("set_due") {
+        if let Some(delay) = self.comes_late(key, "set_due") {
             tokio::spawn(async move {
                 tokio::time::sleep(delay).await;
                 drop(write.await);
             });
             return Err(Error::Unavailable("no answer in time".to_owned()));
         }
-        self.call("set_due", write).await
+        self.call_for(Some(key), "set_due", write).await
     }
     async fn claim_due(&self, limit: usize, lease: Duration) -> Result<Vec<SessionKey>, Error> {
         self.call("claim_due", self.inner().claim_due(limit, lease)).await
@@ -276,8 +295,8 @@ impl DueQueue for FaultyStore {
 #[async_trait]
 impl ActivityReports for FaultyStore {
     async fn apply_report(&self, key: &SessionKey, report: &Report) -> Result<ReportOutcome, Error> {
-        self.call("apply_report", self.inner().apply_report(key, report))
-            .await
+        let effect = self.inner().apply_report(key, report);
+        self.call_for(Some(key), "apply_report", effect).await
     }
     async fn get_with_activity(&self, key: &SessionKey) -> Result<Option<Loaded>, Error> {
         let effect = async {
@@ -286,7 +305,7 @@ impl ActivityReports for FaultyStore {
             self.run.world.check_read(key, session);
             Ok(loaded)
         };
-        self.call("get_with_activity", effect).await
+        self.call_for(Some(key), "get_with_activity", effect).await
     }
     async fn usage(&self, sessions: &[Session]) -> Result<Vec<Use>, Error> {
         self.call("usage", self.inner().usage(sessions)).await

@@ -143,6 +143,7 @@ impl User {
         let key = change.session.key();
         // A session whose response is lost exists too and is checked.
         world.state().sessions.insert(key.clone());
+        world.stimulate(&key);
         world.note(
             &manager.run.name,
             format_args!("creates {} on {}", short(&key), cluster.name),
@@ -170,6 +171,7 @@ impl User {
     /// Sends a request to a manager. True if the session has ended.
     async fn request(&self, key: &SessionKey, event: Event) -> bool {
         let manager = self.managers.any();
+        self.world.stimulate(key);
         let (who, key, name) = (self.n, key.clone(), manager.run.name.clone());
         self.world.note(
             &name,

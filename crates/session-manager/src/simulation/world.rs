@@ -1,6 +1,7 @@
 //! The shared state of a simulation: the seeded random source, the store's clock,
 //! the trace, and the violated invariants.
 
+use super::coverage::{Coverage, Fault, Focus};
 use super::ledger::Ledger;
 use compute::SimCompute;
 use parking_lot::{Mutex, MutexGuard};
@@ -10,11 +11,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 const START: u64 = 1_795_000_000_000;
 /// Step of the store's clock in milliseconds that every manager detects as a jump.
 const MIN_DETECTED_JUMP: u64 = 8000;
+/// Shortest outage that every manager must detect: two health checks.
+const MIN_DETECTED_OUTAGE: Duration = Duration::from_secs(5);
 
 /// The store's clock: tokio's paused clock plus the steps of the simulation.
 #[derive(Debug)]
@@ -63,6 +67,9 @@ pub(super) struct State {
     pub(super) ledger: Ledger,
     pub(super) sessions: BTreeSet<SessionKey>,
     pub(super) counts: BTreeMap<&'static str, u64>,
+    pub(super) coverage: Coverage,
+    /// When a user or an engine last did something to a session.
+    pub(super) stimulated: BTreeMap<SessionKey, Duration>,
 }
 
 /// A simulation.
@@ -75,26 +82,34 @@ pub(super) struct World {
     pub(super) clock: Arc<SimClock>,
     pub(super) store: Arc<MemoryStore>,
     pub(super) sim: SimCompute,
+    /// The fault that this seed looks for.
+    pub(super) focus: Option<Focus>,
+    /// Sessions that a proxy is to call although their state has changed.
+    pub(super) late_calls: mpsc::UnboundedSender<SessionKey>,
     state: Mutex<State>,
 }
 
 impl World {
-    pub(super) fn new(seed: u64) -> Arc<Self> {
+    pub(super) fn new(seed: u64) -> (Arc<Self>, mpsc::UnboundedReceiver<SessionKey>) {
         let clock = Arc::new(SimClock {
             began: Instant::now(),
             offset: AtomicI64::new(0),
         });
         let sim = SimCompute::new();
         sim.forget_releases();
-        Arc::new(Self {
+        let (late_calls, wanted_calls) = mpsc::unbounded_channel();
+        let world = Arc::new(Self {
             random: AtomicU64::new(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15)),
             fault_rate: AtomicU64::new(0),
             began: Instant::now(),
             store: Arc::new(MemoryStore::new(Arc::clone(&clock) as _)),
             clock,
             sim,
+            focus: Focus::of(seed),
+            late_calls,
             state: Mutex::default(),
-        })
+        });
+        (world, wanted_calls)
     }
 
     /// The next number of this seed (splitmix64).
@@ -143,13 +158,32 @@ impl World {
         self.clock.now()
     }
 
-    pub(super) fn step_clock(&self, millis: i64) {
+    /// All requests to the store are lost for a while.
+    pub(super) fn interrupt_store(&self) {
+        let length = self.between(500, 90_000);
+        self.all_meet(Fault::StoreOutage);
+        self.fault("world", format_args!("the store is unavailable for {length:?}"));
+        let until = self.elapsed() + length;
+        let mut state = self.state();
+        state.outage_until = until.max(state.outage_until);
+        if length > MIN_DETECTED_OUTAGE {
+            state.ledger.outage_ends.push(until);
+        }
+    }
+
+    pub(super) fn step_clock_at_random(&self) {
+        let millis = i64::try_from(self.below(600_000)).unwrap();
+        self.step_clock(if self.one_in(3) { -(millis / 100) } else { millis });
+    }
+
+    fn step_clock(&self, millis: i64) {
         self.clock.offset.fetch_add(millis, Relaxed);
         self.drop_call_leases();
         if millis.unsigned_abs() > MIN_DETECTED_JUMP {
             let now = self.elapsed();
             self.state().ledger.outage_ends.push(now);
         }
+        self.all_meet(Fault::ClockStep);
         self.fault("world", format_args!("the store's clock steps by {millis} ms"));
     }
 
