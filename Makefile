@@ -58,7 +58,7 @@ test-python: build ## The Python package on PySpark 3.5 to 4.3, Sail and Spark, 
 	cargo test --locked -p e2e --test e2e python_package:: -- --include-ignored --nocapture --test-threads=1
 
 .PHONY: test-clients
-test-clients: build ## The client matrix: PySpark, Scala, JDBC, ADBC, Go on Sail and Spark; writes docs/clients.md (CLIENTS="pyspark-4 go" ENGINES=sail)
+test-clients: build ## The client matrix: PySpark, Scala, JDBC, ADBC, Go, Rust on Sail and Spark; writes docs/clients.md (CLIENTS="pyspark-4 go" ENGINES=sail)
 	@deploy/local/setup.sh clients
 	cargo test --locked --workspace --test e2e clients::matrix -- --include-ignored --nocapture
 

@@ -284,6 +284,19 @@ need_go_client() {
   printf '%s\n' "$want" >"$dir/berth-stamp"
 }
 
+# The Rust clients of the matrix. Their builds call protoc.
+need_rust_clients() {
+  local dir=$home/client-rust from=$repo/tests/clients/rust want build
+  need_packages protobuf-compiler libprotobuf-dev
+  want="$(cargo --version) $(cd "$from" && cat Cargo.{lock,toml} */Cargo.toml rs/Cargo.lock $(find ./*/src -name '*.rs' | LC_ALL=C sort) | sha256sum | cut -d' ' -f1)"
+  [[ $(cat "$dir/berth-stamp" 2>/dev/null) == "$want" ]] && return
+  say "building the Rust clients (1.5 GB on disk)"
+  build=(cargo build --quiet --locked --target-dir "$dir" --manifest-path)
+  { "${build[@]}" "$from/Cargo.toml" && "${build[@]}" "$from/rs/Cargo.toml" &&
+    "${build[@]}" "$from/rs/Cargo.toml" --features tls --bin rs-tls; } >&2 || die "cargo could not build $from, see above"
+  printf '%s\n' "$want" >"$dir/berth-stamp"
+}
+
 # ---- Node ------------------------------------------------------------------------------------
 
 need_node() {
@@ -399,6 +412,7 @@ set_clients() {
   need_scala 4.0.1
   need_scala 4.1.3
   need_go_client
+  need_rust_clients
 }
 
 set_recipes() {
