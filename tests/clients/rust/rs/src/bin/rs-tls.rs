@@ -1,0 +1,5 @@
+//! The crate with its feature `tls`.
+
+fn main() {
+    rs::run();
+}
