@@ -66,8 +66,8 @@ churn: build ## Managers, Redis, primaries and masters die under load, SECONDS_E
 	CHURN_SECONDS=$(or $(SECONDS_EACH),600) cargo test --locked --workspace --test e2e churn::$(ONLY) -- --test-threads=1 --nocapture
 
 .PHONY: revocation cancels
-revocation: build ## How soon nine removals are effective, in four states; writes docs/security.md (ROUNDS=25 CUT_ROUNDS=10)
-	ROUNDS=$(or $(ROUNDS),25) CUT_ROUNDS=$(or $(CUT_ROUNDS),10) cargo test --locked --workspace --test e2e revocation::matrix -- --include-ignored --nocapture
+revocation: build ## How soon nine removals are effective, in four states; writes docs/security.md (ROUNDS=50 CUT_ROUNDS=10)
+	ROUNDS=$(or $(ROUNDS),50) CUT_ROUNDS=$(or $(CUT_ROUNDS),10) cargo test --locked --workspace --test e2e revocation::matrix -- --include-ignored --nocapture
 
 cancels: ## Calls cancelled early, 2000 a second, beside 20 long streams (CANCELS=50000)
 	CANCELS=$(or $(CANCELS),50000) cargo test --locked -p spark-proxy --test alone cancels -- --test-threads=1 --nocapture
