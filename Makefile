@@ -66,6 +66,13 @@ test-recipes: build ## Every program of docs/recipes.md on Sail, that of Airflow
 churn: build ## Managers, Redis, primaries and masters die under load, SECONDS_EACH=600 each (ONLY=managers)
 	CHURN_SECONDS=$(or $(SECONDS_EACH),600) cargo test --locked --workspace --test e2e churn::$(ONLY) -- --test-threads=1 --nocapture
 
+.PHONY: revocation cancels
+revocation: build ## How soon nine removals are effective, in four states; writes docs/security.md (ROUNDS=50 CUT_ROUNDS=10)
+	ROUNDS=$(or $(ROUNDS),50) CUT_ROUNDS=$(or $(CUT_ROUNDS),10) cargo test --locked --workspace --test e2e revocation::matrix -- --include-ignored --nocapture
+
+cancels: ## Calls cancelled early, 2000 a second, beside 20 long streams (CANCELS=50000)
+	CANCELS=$(or $(CANCELS),50000) cargo test --locked -p spark-proxy --test alone cancels -- --test-threads=1 --nocapture
+
 .PHONY: cuts long-queries
 cuts: build ## Connections cut at random moments of results on Sail, CUTS=500 (SEED=n)
 	CUTS=$(or $(CUTS),500) cargo test --locked --workspace --test e2e reattach::random_cuts -- --nocapture

@@ -4,8 +4,8 @@
 #   setup.sh run         for `make run`: C tools, Rust, redis-server, a venv with Sail and PySpark
 #   setup.sh console     Node with the packages that build the console's pages
 #   setup.sh test        the above, plus Java with Maven, Apache Spark, PySpark clients from 3.5 to 4.3, the Rust and
-#                        ADBC clients, the Scala client in an old release, PyJWT, schemathesis, an OTLP collector and an OpenID
-#                        provider (Node)
+#                        ADBC clients, the Scala client in an old release, PyJWT, schemathesis, an OTLP collector, an OpenID
+#                        provider (Node) and h2spec (Go)
 #   setup.sh clients     for `make test-clients`: the above, and the clients that only the matrix has
 #   setup.sh recipes     for `make test-recipes`: the set `test`, and Airflow
 #   setup.sh wheel       a venv that builds the wheel of the Python package
@@ -297,6 +297,33 @@ need_rust_clients() {
   printf '%s\n' "$want" >"$dir/berth-stamp"
 }
 
+# h2spec is compiled with what its tests need here: gRPC requests, which are POST, and a reset of the
+# connection taken as its end, as before Go 1.13. Any Go will do: its packages are old.
+need_h2spec() {
+  local dir=$home/h2spec from=$repo/tests/h2spec want spec
+  have go || apt_install golang-go
+  want="$(go env GOVERSION) $(cat "$from"/go.* "$from/tools.go" | sha256sum | cut -d' ' -f1)"
+  [[ $(cat "$dir/berth-stamp" 2>/dev/null) == "$want" ]] && return
+  say "building h2spec"
+  rm -rf "$dir"
+  mkdir -p "$dir/source"
+  cp "$from"/go.* "$from/tools.go" "$dir/source/"
+  (
+    cd "$dir/source"
+    go mod vendor
+    spec=vendor/github.com/summerwind/h2spec/spec
+    chmod -R u+w vendor
+    sed -i 's|HeaderField(":method", "GET"),|HeaderField(":method", "POST"),|
+      s|HeaderField(":authority", authority),|&\n\t\tHeaderField("content-type", "application/grpc"),|' "$spec/util.go"
+    sed -i 's|opErr.Err == syscall.ECONNRESET|errors.Is(opErr.Err, syscall.ECONNRESET)|' "$spec/connection.go"
+    grep -q '"content-type", "application/grpc"' "$spec/util.go"
+    grep -q 'errors.Is(opErr.Err' "$spec/connection.go"
+    CGO_ENABLED=0 go build -mod=vendor -trimpath -o ../h2spec github.com/summerwind/h2spec/cmd/h2spec
+  ) >&2 || die "go could not build $from, see above"
+  rm -rf "$dir/source"
+  printf '%s\n' "$want" >"$dir/berth-stamp"
+}
+
 # ---- Node ------------------------------------------------------------------------------------
 
 need_node() {
@@ -401,6 +428,7 @@ set_test() {
   need_venv wheel "75 MB"
   need_scala 4.1.2
   need_oidc
+  need_h2spec
   need_venv jwt "30 MB"
   need_venv schemathesis "95 MB"
   need_venv rotel "55 MB"

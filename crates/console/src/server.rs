@@ -10,9 +10,9 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
-use service_kit::connection::{Conn, IdleLimits, PeerInfo};
+use service_kit::connection::{IdleLimits, PeerInfo};
 use service_kit::grpc::MAX_HEAD_BYTES;
-use service_kit::listen::{AcceptLimits, Incoming, Listener};
+use service_kit::listen::{AcceptLimits, Accepted, Incoming, Listener};
 use service_kit::shutdown::Shutdown;
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -44,7 +44,7 @@ pub(crate) async fn serve(
     while let Some(connection) = incoming.next().await {
         let Ok(connection) = connection else { continue };
         let service = WithPeer {
-            peer: connection.peer().clone(),
+            peer: connection.get_ref().peer().clone(),
             prefix: Arc::clone(&prefix),
             inner: TowerToHyperService::new(router.clone()),
         };
@@ -93,7 +93,7 @@ fn builder(header_timeout: Duration) -> auto::Builder<TokioExecutor> {
 
 async fn serve_connection(
     builder: auto::Builder<TokioExecutor>,
-    connection: Conn,
+    connection: Accepted,
     service: WithPeer,
     watcher: Watcher,
 ) {

@@ -24,8 +24,9 @@ use tokio_util::sync::CancellationToken;
 const MAX_DOCUMENT_BYTES: usize = 256 * 1024;
 const LONGEST_FETCH: Duration = Duration::from_secs(5);
 
-/// Default poll interval.
-const REFRESH_INTERVAL: Duration = Duration::from_secs(30);
+/// Default poll interval: a withdrawn key must be rejected within a second, and an unchanged document
+/// costs a request with its ETag.
+const REFRESH_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Location of a document and polling parameters.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,7 +42,7 @@ pub struct DocumentConfig {
     /// Allows plaintext beyond loopback.
     #[serde(default)]
     pub insecure: bool,
-    /// Poll interval; 30 s unless the user of the document has another default.
+    /// Poll interval; 500 ms unless the user of the document has another default.
     #[serde(with = "duration::option", default)]
     pub refresh: Option<Duration>,
     /// Minimum interval between fetches on demand.

@@ -79,6 +79,11 @@ impl KeySet {
         let _ = has_keys.wait_for(|has_keys| *has_keys).await;
     }
 
+    /// Receives every change of the set.
+    pub(crate) fn changes(&self) -> watch::Receiver<bool> {
+        self.current.has_keys.subscribe()
+    }
+
     /// Polls the key set until `stop`.
     pub(crate) async fn keep_fresh(self: Arc<Self>, stop: CancellationToken) {
         let document = Arc::clone(&self.document);

@@ -247,7 +247,11 @@ impl Client {
             bail!("it printed {line:?} instead of {mark:?}");
         }
         Ok(Waiting {
-            running: RunningClient { child, lines },
+            running: RunningClient {
+                child,
+                lines,
+                stderr: dir.join("waiting-stderr.log"),
+            },
             stdin,
         })
     }

@@ -14,7 +14,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 /// Poll interval of the file.
-const POLL_INTERVAL: Duration = Duration::from_secs(2);
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
 const MAX_FILE_BYTES: u64 = 4 * 1024 * 1024;
 
 type Check = Arc<dyn Fn(&[ServiceAccountConfig]) -> Result<(), String> + Send + Sync>;

@@ -11,6 +11,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
+use tonic::transport::server::Connected;
 
 /// Time without bytes of the client after which the connection is closed.
 const MAX_SILENCE: Duration = Duration::from_secs(1);
@@ -67,6 +68,19 @@ impl<S> LingeringIo<S> {
     /// A connection whose end was not sent yet.
     pub fn new(inner: S) -> Self {
         Self { inner, linger: None }
+    }
+
+    /// The connection itself.
+    pub fn get_ref(&self) -> &S {
+        &self.inner
+    }
+}
+
+impl<S: Connected> Connected for LingeringIo<S> {
+    type ConnectInfo = S::ConnectInfo;
+
+    fn connect_info(&self) -> S::ConnectInfo {
+        self.inner.connect_info()
     }
 }
 

@@ -1,7 +1,7 @@
 //! Accepts connections of a port: limits and TLS handshakes.
 
 use super::Listener;
-use crate::connection::{Conn, IdleLimits};
+use crate::connection::{Conn, IdleLimits, LingeringIo};
 use crate::limiter::{ConcurrencyLimiter, address_key};
 use crate::tls::ServerTls;
 use futures::Stream;
@@ -79,11 +79,15 @@ async fn accept(
     }
 }
 
+/// A connection of a client: its close waits for the client, so that the end of
+/// the last responses is not lost.
+pub type Accepted = LingeringIo<Conn>;
+
 /// The connections of a port, for tonic's `serve_with_incoming`. Also reloads
 /// the port's certificate files. Ends at `stop`.
 #[derive(Debug)]
 pub struct Incoming {
-    ready: mpsc::Receiver<io::Result<Conn>>,
+    ready: mpsc::Receiver<io::Result<Accepted>>,
 }
 
 impl Incoming {
@@ -105,7 +109,7 @@ impl Incoming {
 }
 
 impl Stream for Incoming {
-    type Item = io::Result<Conn>;
+    type Item = io::Result<Accepted>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         self.ready.poll_recv(cx)
@@ -113,7 +117,7 @@ impl Stream for Incoming {
 }
 
 /// Handshakes run concurrently, so that a slow one does not delay others.
-async fn accept_all(listener: Listener, limits: AcceptLimits, ready: mpsc::Sender<io::Result<Conn>>) {
+async fn accept_all(listener: Listener, limits: AcceptLimits, ready: mpsc::Sender<io::Result<Accepted>>) {
     let connections = Arc::new(Semaphore::new(limits.connections));
     let handshakes = Arc::new(Semaphore::new(limits.handshakes));
     let addresses = ConcurrencyLimiter::new(limits.connections_per_address);
@@ -156,7 +160,7 @@ async fn accept_all(listener: Listener, limits: AcceptLimits, ready: mpsc::Sende
             match accepted {
                 Ok(conn) => {
                     let conn = conn.with_limits((connection, of_address), idle);
-                    let _ = ready.send(Ok(conn)).await;
+                    let _ = ready.send(Ok(LingeringIo::new(conn))).await;
                 }
                 Err(error) => tracing::debug!(%remote, %error, "connection handshake failed"),
             }

@@ -4,7 +4,7 @@
 
 mod incoming;
 
-pub use incoming::{AcceptLimits, Incoming};
+pub use incoming::{AcceptLimits, Accepted, Incoming};
 
 use crate::config::{Problems, Validate};
 use crate::tls::{ServerTls, TlsFiles};

@@ -4,6 +4,7 @@
 mod admin;
 mod client_certificates;
 mod config;
+mod lingering;
 mod service;
 mod service_accounts;
 mod tls;

@@ -36,7 +36,7 @@ const MAX_CONCURRENT_READS: usize = 32;
 /// Sessions of one page after a reset.
 const PAGE: usize = 200;
 /// Time between two authentications of the caller.
-const AUTHENTICATION_INTERVAL: Duration = Duration::from_secs(10);
+const AUTHENTICATION_INTERVAL: Duration = Duration::from_secs(3);
 /// Shortest time between two resets of a watcher.
 const MIN_RESET_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -244,7 +244,13 @@ impl Watch {
         }
         self.authenticated_at = Instant::now();
         match self.api.admission.reauthenticate(self.metadata.as_ref()).await {
-            Ok(who) => self.who = who,
+            Ok(who) if who == self.who => {}
+            Ok(who) => {
+                // Its roles or teams have changed: the present sessions are read again.
+                self.who = who;
+                self.ready.clear();
+                self.progress = Progress::ResetDue;
+            }
             // The stream continues while authentication is unavailable.
             Err(refused) if refused.reason == Reason::ControlPlaneUnavailable => {}
             Err(refused) => return Err(refused),
@@ -271,6 +277,11 @@ impl Watch {
         let (sessions, next) = match &self.only {
             Some(key) => {
                 let session = store.get(key).await.map_err(crate::error::store)?;
+                let may_read =
+                    |session: &Session| access::on_session(&self.who, SessionAction::Read, session);
+                if session.as_ref().is_some_and(|session| !may_read(session)) {
+                    return Err(Refused::not_authorized());
+                }
                 (session.into_iter().collect(), None)
             }
             None => {

@@ -63,6 +63,10 @@ async fn read_service(mut body: RecvStream) -> Option<String> {
             return None;
         }
     }
+    if whole.is_empty() {
+        // Simple checkers send no message: it would say nothing that the path does not.
+        return Some(String::new());
+    }
     let message = payload(&whole)?;
     (whole[0] == 0).then_some(())?;
     Some(CheckRequest::decode(message).ok()?.service)

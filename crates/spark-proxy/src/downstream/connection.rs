@@ -52,6 +52,10 @@ const UNAUTHENTICATED_DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 /// Concurrent calls on a connection before its first valid token. Nearly all tokens are checked
 /// without waiting; the others wait for a key set.
 const MAX_UNVERIFIED_CALLS: usize = 128;
+/// Calls that a client may cancel before the proxy has taken the first of them: all that a client
+/// with 2000 cancelled calls a second can send while the proxy gets no processor for 250 ms. More are
+/// a flood, for which HTTP/2 ends the connection and all its calls.
+const MAX_UNTAKEN_RESETS: usize = 512;
 /// Retry delay when calls of the connection must end first.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 
@@ -144,6 +148,7 @@ async fn open(
         .max_concurrent_streams(limits.hard_streams_per_connection())
         // As many calls may be rejected at once while their clients are still sending.
         .max_concurrent_reset_streams(limits.hard_streams_per_connection() as usize)
+        .max_pending_accept_reset_streams(MAX_UNTAKEN_RESETS)
         .max_send_buffer_size(limits.send_buffer_bytes)
         .handshake(PacedIo::new(
             TrackedIo::new(LingeringIo::new(conn), &keepalive_state),

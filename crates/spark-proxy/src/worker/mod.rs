@@ -23,7 +23,7 @@ use service_kit::limiter::{ConcurrencyLimiter, RateLimiter};
 use service_kit::tls::{ClientTls, ServerTls};
 use session_core::{Clock, Engine, Reason, SessionId};
 use session_proto::error::Refused;
-use session_token::{Claims, Verifier};
+use session_token::{Claims, Grace, TokenError, Verifier};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -114,12 +114,14 @@ impl Worker {
     /// Applies route events, and removes unused entries.
     pub(crate) async fn run_housekeeping(self: Rc<Self>, mut events: mpsc::UnboundedReceiver<RouteEvent>) {
         let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
+        let mut key_changes = self.shared.keys.changes();
         loop {
             tokio::select! {
                 event = events.recv() => match event {
                     Some(event) => self.apply(event),
                     None => return,
                 },
+                Ok(()) = key_changes.changed() => self.recheck_keys(),
                 _ = sweep.tick() => self.sweep(),
             }
         }
@@ -172,6 +174,33 @@ impl Worker {
                 }
             }
         }
+    }
+
+    /// Ends the running calls whose tokens have lost their key while they could still be accepted: the
+    /// key was withdrawn before its time. A key that is withdrawn by schedule has signed only tokens
+    /// that expired long ago, and those do not end running calls. A set that could not be read for too
+    /// long, which is empty, does not either.
+    fn recheck_keys(self: &Rc<Self>) {
+        let worker = Rc::clone(self);
+        spawn_local(async move {
+            let sessions: Vec<_> = worker.sessions.borrow().values().cloned().collect();
+            let shared = &worker.shared;
+            for session in sessions {
+                for caller in session.callers() {
+                    let (ring, now) = (shared.keys.ring(), shared.clock.now());
+                    let verified = shared.verifier.verify(&caller.token, ring, now, Grace::Reattach);
+                    if let Err(error @ TokenError::UnknownKid) = verified
+                        && !ring.is_empty()
+                    {
+                        let refused = Refused::new(error.reason(), error.client_text());
+                        session
+                            .end_calls(|call| (call.caller.token == caller.token).then(|| refused.clone()));
+                    }
+                    // Each check takes some 70 µs.
+                    tokio::task::yield_now().await;
+                }
+            }
+        });
     }
 
     /// Checks whether running calls of the session are still allowed.

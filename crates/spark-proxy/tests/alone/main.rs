@@ -2,6 +2,7 @@
 //! of this crate.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod cancels;
 #[allow(
     dead_code,
     unused_imports,

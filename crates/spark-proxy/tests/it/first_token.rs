@@ -4,6 +4,7 @@
 use crate::common::{Client, Raw, Reply, Rig, Rpc, Running, flags, kinds, within};
 use session_core::Reason;
 use session_proto::internal::{RevokedToken, RouteStatus};
+use spark_proxy::config::LimitConfig;
 use std::time::{Duration, Instant};
 use test_support::fake_spark::{Shape, framed, request};
 use tonic::Code;
@@ -28,6 +29,13 @@ async fn closes(raw: &mut Raw, began: Instant) {
 /// A health check whose request does not end.
 async fn unfinished_check(client: &Client) -> Running {
     within("a stream", client.begin(&Rpc::to(HEALTH))).await.unwrap()
+}
+
+/// With the defaults such a connection ends within 30 s, its handshakes included.
+#[test]
+fn the_default_limits_are_short() {
+    let limits = LimitConfig::default();
+    assert!(limits.handshake + limits.first_token <= Duration::from_secs(30));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

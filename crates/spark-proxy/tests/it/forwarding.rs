@@ -113,6 +113,10 @@ async fn health_checks_are_answered_by_the_proxy() {
         (reply.code(), reply.body.as_ref()),
         (Code::Ok, &[0, 0, 0, 0, 2, 8, 1][..])
     );
+    let empty = rig
+        .call(Rpc::to("/grpc.health.v1.Health/Check").body(Bytes::new()))
+        .await;
+    assert_eq!(empty.body, reply.body, "no message");
     let named = framed(b"\x0a\x07unknown");
     assert_eq!(
         rig.call(Rpc::to("/grpc.health.v1.Health/Check").body(named))

@@ -15,6 +15,7 @@ mod drain;
 mod expired_tokens;
 mod first_token;
 mod forwarding;
+mod h2spec;
 mod held_stream_limits;
 mod held_streams;
 mod hostile_clients;

@@ -1,7 +1,7 @@
 //! Key rotation while tokens are issued and used: no valid token is rejected, and a withdrawn key is
 //! rejected everywhere. `ROTATIONS=100` runs more rotations.
 
-use crate::common::{Rpc, within};
+use crate::common::{Reply, Rpc, within};
 use crate::control_plane;
 use crate::control_plane::Stack;
 use session_core::Reason;
@@ -9,6 +9,7 @@ use session_token::{Signer, generate_key_pem};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
+use test_support::fake_spark::{Shape, request};
 use tonic::Code;
 
 fn new_key(stack: &Stack, number: usize) -> String {
@@ -132,6 +133,11 @@ async fn a_withdrawn_key_is_rejected_at_every_proxy_and_the_next_one_signs() {
     for proxy in 0..2 {
         assert_eq!(stack.call(proxy, &issued.token).await.code(), Code::Ok);
     }
+    let client = stack.client(0).await;
+    let rpc = Rpc::execute(&issued.token).shape(Shape::HangAfterOne);
+    let mut running = client.begin(&rpc).await.unwrap();
+    running.finish(request(b"go"));
+    let (_upload, running) = within("headers", running.head()).await.unwrap();
     // An empty folder is taken for a mistake: the key stays.
     let (key, aside) = (
         stack.dir.path().join("keys/000.pem"),
@@ -156,6 +162,10 @@ async fn a_withdrawn_key_is_rejected_at_every_proxy_and_the_next_one_signs() {
         }
     })
     .await;
+    let ended = within("a running call ends too", Reply::rest(running))
+        .await
+        .unwrap();
+    ended.refused(Reason::TokenInvalid);
     within("both issuers withdrew it", async {
         while stack.published(true).await.into_iter().ne([next.clone()]) {
             tokio::time::sleep(Duration::from_millis(10)).await;

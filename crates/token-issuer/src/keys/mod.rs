@@ -30,8 +30,10 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// Time between two polls of the files, with a report to the ledger.
-const POLL_INTERVAL: Duration = Duration::from_secs(2);
+/// Time between two polls of the files: a withdrawn key must be rejected within a second.
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
+/// Time between two reports of the same keys to the ledger.
+const REPORT_INTERVAL: Duration = Duration::from_secs(2);
 /// Maximum age of a confirmed plan for signing; with an older plan the keys may
 /// have changed on other issuers.
 const MAX_PLAN_AGE: Duration = Duration::from_secs(60);
@@ -119,6 +121,7 @@ struct LedgerState {
     now: Timestamp,
     at: Instant,
     keys: HashMap<String, (Timestamp, Option<Timestamp>)>,
+    reported: ReportKeysRequest,
 }
 
 impl Follower {
@@ -190,7 +193,11 @@ impl Follower {
         }
         // A key is published before it is reported as published.
         self.decide(&found);
-        match self.report(&found).await {
+        let request = self.report_request(&found);
+        if !self.is_report_due(&request) {
+            return;
+        }
+        match self.report(request).await {
             Ok(()) => self.decide(&found),
             Err(error) => {
                 self.metrics.key_reports_failed.at(()).inc();
@@ -199,27 +206,36 @@ impl Follower {
         }
     }
 
-    /// Reports published keys and the signing key to the ledger, and stores the
-    /// state of all issuers from the reply.
-    async fn report(&mut self, found: &Found) -> Result<()> {
+    /// Whether the ledger has not yet confirmed this report, or long ago.
+    fn is_report_due(&self, request: &ReportKeysRequest) -> bool {
+        let interval = REPORT_INTERVAL.min(self.config.publish_before_signing / 10);
+        self.ledger_state
+            .as_ref()
+            .is_none_or(|ledger| ledger.reported != *request || ledger.at.elapsed() >= interval)
+    }
+
+    /// The published keys and the signing key.
+    fn report_request(&self, found: &Found) -> ReportKeysRequest {
         let published: Vec<String> = found
             .candidates
             .iter()
             .map(|signer| signer.kid().to_owned())
             .filter(|kid| !self.retired.contains(kid))
             .collect();
-        let signing = self
-            .keys
-            .current()
-            .signer
-            .as_ref()
-            .map(|signer| signer.kid().to_owned());
-        let request = ReportKeysRequest {
+        let current = self.keys.current();
+        let signing = current.signer.as_ref().map(|signer| signer.kid().to_owned());
+        ReportKeysRequest {
             signing: signing
                 .filter(|kid| self.ledger_state.is_some() && published.contains(kid))
                 .unwrap_or_default(),
             published,
-        };
+        }
+    }
+
+    /// Reports published keys and the signing key to the ledger, and stores the
+    /// state of all issuers from the reply.
+    async fn report(&mut self, request: ReportKeysRequest) -> Result<()> {
+        let reported = request.clone();
         let request_size = request.published.len();
         let sent = Instant::now();
         let reply = tokio::time::timeout(REPORT_TIMEOUT, self.ledger.report_keys(request)).await;
@@ -247,7 +263,12 @@ impl Follower {
                 "ledger rejected keys: its limit is reached; they cannot sign"
             );
         }
-        self.ledger_state = Some(LedgerState { now, at: sent, keys });
+        self.ledger_state = Some(LedgerState {
+            now,
+            at: sent,
+            keys,
+            reported,
+        });
         Ok(())
     }
 

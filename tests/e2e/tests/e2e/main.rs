@@ -32,6 +32,7 @@ mod recipes;
 mod refusals;
 mod replaced;
 mod restarts;
+mod revocation;
 mod sail_streams;
 mod select;
 mod shared_server;
