@@ -47,7 +47,10 @@ impl World {
                 ));
             }
             let exists = |generation| live.contains(&(key.clone(), generation));
-            if wants(&session, session.generation) && !exists(session.generation) {
+            // Kept compute that was lost without an event is missed at the next wake: real providers
+            // compare what they have with what they should have, and tell of it.
+            let needs = phase != Phase::Kept && wants(&session, session.generation);
+            if needs && !exists(session.generation) {
                 self.broken(format!(
                     "{} is {} and has no compute, {SETTLING:?} after the last fault",
                     short(&key),
