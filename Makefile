@@ -63,6 +63,11 @@ test-recipes: build ## Every program of docs/recipes.md on Sail, that of Airflow
 	@deploy/local/setup.sh recipes
 	cargo test --locked --workspace --test e2e recipes:: -- --include-ignored --nocapture --test-threads=1
 
+.PHONY: conformance
+conformance: build ## Test suites of other projects, direct and through Berth, compared by test; writes docs/clients.md (SELECT="go" ENGINES=sail)
+	@deploy/local/setup.sh conformance
+	cargo test --locked --workspace --test e2e conformance:: -- --include-ignored --nocapture --test-threads=1
+
 churn: build ## Managers, Redis, primaries and masters die under load, SECONDS_EACH=600 each (ONLY=managers)
 	CHURN_SECONDS=$(or $(SECONDS_EACH),600) cargo test --locked --workspace --test e2e churn::$(ONLY) -- --test-threads=1 --nocapture
 

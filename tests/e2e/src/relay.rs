@@ -27,7 +27,15 @@ impl Relay {
     /// # Errors
     /// When no port can be had.
     pub async fn start(target: SocketAddr) -> Result<Self> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        Self::start_on(0, target).await
+    }
+
+    /// Starts on a port of its own choice, for clients with an address in their code.
+    ///
+    /// # Errors
+    /// When the port is in use.
+    pub async fn start_on(port: u16, target: SocketAddr) -> Result<Self> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await?;
         let address = listener.local_addr()?;
         let targets = Arc::new(Mutex::new(vec![target]));
         let cuts = watch::Sender::new(0);

@@ -35,9 +35,18 @@ impl Server {
     /// # Errors
     /// When it does not listen in time.
     pub async fn sail_with(settings: &[(&str, &str)]) -> Result<Self> {
+        Self::sail_in(Path::new("."), settings).await
+    }
+
+    /// Starts Sail in a folder, where it puts its tables, with more environment variables.
+    ///
+    /// # Errors
+    /// When it does not listen in time.
+    pub async fn sail_in(dir: &Path, settings: &[(&str, &str)]) -> Result<Self> {
         let address = free_port()?;
         let mut command = Command::new(installed("venv-sail/bin/sail")?);
         command
+            .current_dir(dir)
             .envs(settings.iter().copied())
             .args(["spark", "server", "--ip", "127.0.0.1", "--port"])
             .arg(address.port().to_string());

@@ -35,6 +35,14 @@ impl Engine {
             Self::Spark => "spark",
         }
     }
+
+    /// What people call it.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::Sail => "Sail",
+            Self::Spark => "Apache Spark",
+        }
+    }
 }
 
 /// How a stack is set up.

@@ -192,5 +192,5 @@ async fn matrix() -> Result<()> {
     );
     let lines = [sail, spark].concat();
     println!("{}", lines.join("\n"));
-    page::write(&lines, clients.is_empty() && engines.is_empty())
+    page::TABLE.write(&lines, clients.is_empty() && engines.is_empty())
 }

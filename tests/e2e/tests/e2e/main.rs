@@ -12,6 +12,7 @@ mod close;
 mod command;
 mod compressed_requests;
 mod config;
+mod conformance;
 mod connect;
 mod console;
 mod engine_words;

@@ -1,14 +1,15 @@
 //! The table in docs/clients.md: what the last runs saw, written by those runs.
 
 use super::Way;
-use anyhow::{Context, Result};
-use e2e::{Engine, repo};
+use e2e::{Engine, MarkedTable};
 use session_core::{Clock as _, SystemClock};
 
-const BEGIN: &str = "<!-- matrix: written by make test-clients -->\n";
-const END: &str = "<!-- end of the matrix -->\n";
-const HEAD: &str =
-    "| client | engine | way | kept | differs | not offered | date |\n|---|---|---|---|---|---|---|\n";
+/// Where they are.
+pub(super) const TABLE: MarkedTable = MarkedTable {
+    name: "matrix",
+    writer: "make test-clients",
+    head: "| client | engine | way | kept | differs | not offered | date |\n|---|---|---|---|---|---|---|\n",
+};
 
 /// One client on one engine in one way, as the table of promises has it.
 #[derive(Debug)]
@@ -72,10 +73,7 @@ fn line(rows: &[Row<'_>]) -> Option<String> {
         "| {} {} | {} | {} | {} of {} | {} | {} | {} |",
         first.title,
         first.release,
-        match first.engine {
-            Engine::Sail => "Sail",
-            Engine::Spark => "Apache Spark",
-        },
+        first.engine.title(),
         ways.join(", "),
         first.kept(),
         first.offered(),
@@ -85,31 +83,25 @@ fn line(rows: &[Row<'_>]) -> Option<String> {
     ))
 }
 
-/// Puts the lines into docs/clients.md, in place of those of the same clients on the same engines; a
-/// whole run replaces all.
-///
-/// # Errors
-/// When the page has no place for them.
-pub(super) fn write(lines: &[String], whole: bool) -> Result<()> {
-    let path = repo().join("docs/clients.md");
-    let page = std::fs::read_to_string(&path)?;
-    let (before, rest) = page
-        .split_once(BEGIN)
-        .context("no begin of the matrix in the page")?;
-    let (older, after) = rest.split_once(END).context("no end of the matrix in the page")?;
-    let older = older
-        .lines()
-        .filter(|line| line.starts_with("| ") && !HEAD.contains(line));
-    let replaced = |line: &&str| whole || lines.iter().any(|new| key(new) == key(line));
-    let mut table: Vec<&str> = older.filter(|line| !replaced(line)).collect();
-    table.extend(lines.iter().map(String::as_str));
-    table.sort_unstable();
-    let table = table.join("\n");
-    std::fs::write(&path, format!("{before}{BEGIN}\n{HEAD}{table}\n\n{END}{after}"))?;
-    Ok(())
-}
-
-/// The client and the engine of a line.
-fn key(line: &str) -> Vec<&str> {
-    line.split('|').take(3).collect()
+#[test]
+fn a_row_replaces_the_one_with_its_key() {
+    let table = MarkedTable {
+        name: "numbers",
+        writer: "make test",
+        head: "| a | b | c |\n|---|---|---|\n",
+    };
+    let page = |rows: &str| {
+        let (begin, end) = (
+            "<!-- numbers: written by make test -->",
+            "<!-- end of the numbers -->",
+        );
+        format!("before\n{begin}\n\n{}{rows}\n\n{end}\nafter", table.head)
+    };
+    let old = page("| 1 | x | old |\n| 2 | x | old |");
+    let new = ["| 2 | x | new |".to_owned()];
+    let part = table.replaced(&old, &new, false).unwrap();
+    assert_eq!(part, page("| 1 | x | old |\n| 2 | x | new |"));
+    let whole = table.replaced(&old, &new, true).unwrap();
+    assert_eq!(whole, page("| 2 | x | new |"));
+    assert!(table.replaced("no marks", &new, true).is_err());
 }
