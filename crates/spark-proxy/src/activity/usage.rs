@@ -360,7 +360,8 @@ impl SessionUsage {
         unreported
     }
 
-    fn touch(self: &Arc<Self>) {
+    /// Records activity now.
+    pub(crate) fn touch(self: &Arc<Self>) {
         self.last_activity.fetch_max(self.now().as_millis(), Relaxed);
         self.enqueue();
     }

@@ -5,7 +5,7 @@ use crate::held_streams::{
     BYTES, error_class, execute, execute_of, on_sail, read, reattach, release, results, sail, until,
     until_held,
 };
-use session_proto::internal::Route;
+use session_proto::internal::{ReportActivityRequest, Route};
 use std::time::Duration;
 use test_support::fake_spark::{OPERATION, Shape};
 use tonic::Code;
@@ -78,6 +78,31 @@ async fn a_retained_result_waits_for_a_client_that_still_reads() {
     let reply = rig.call(reattach(&token, Some(1))).await;
     assert!(reply.body == results(2, 3, 10_000), "{reply:?}");
     within("it is freed", rig.until_metric(BYTES, |bytes| bytes == 0.0)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reading_a_retained_result_uses_the_session() {
+    let rig = sail(|_| {}).await;
+    let token = rig.token();
+    delivered(&rig, &token).await;
+    let client = rig.client().await;
+    let last_activity = |reports: &[ReportActivityRequest]| {
+        let sessions = reports.iter().flat_map(|report| &report.sessions);
+        let times = sessions.filter_map(|session| session.last_activity_at);
+        times.map(|at| (at.seconds, at.nanos)).max()
+    };
+    let reported = rig
+        .routes
+        .until_reported(|reports| last_activity(reports).is_some());
+    within("the query is reported", reported).await;
+    // The call may have been open in that report.
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    let before = last_activity(&rig.routes.reports());
+    release(&client, &token, until(0)).await;
+    let reported = rig
+        .routes
+        .until_reported(|reports| last_activity(reports) > before);
+    within("the use is reported", reported).await;
 }
 
 /// The operation id is the client's choice, so another subject may choose the same.

@@ -98,7 +98,7 @@ async fn random_cuts_lose_and_repeat_nothing() -> Result<()> {
 
 /// Reads with PySpark 4.3, whose streams end after `deadline`: rows for longer than that with a pause
 /// after each batch, then one number after `job` seconds of nothing.
-async fn read_beyond_deadlines(proxy: &str, deadline: f64, pause: f64, job: f64) -> Result<()> {
+async fn read_beyond_deadlines(proxy: &str, rows: &str, deadline: f64, pause: f64, job: f64) -> Result<()> {
     let stack = Stack::start_with(StackOptions {
         proxy: proxy.to_owned(),
         ..StackOptions::default()
@@ -115,7 +115,7 @@ async fn read_beyond_deadlines(proxy: &str, deadline: f64, pause: f64, job: f64)
         "--url",
         &url,
         "--rows",
-        "60000",
+        rows,
         "--deadline",
         &within,
         "--pause",
@@ -144,14 +144,14 @@ async fn read_beyond_deadlines(proxy: &str, deadline: f64, pause: f64, job: f64)
 /// responses, even if the client's stream ends later than `held_stream_timeout` after its delivery.
 #[tokio::test]
 async fn the_deadline_of_pyspark_43_ends_no_query() -> Result<()> {
-    read_beyond_deadlines("limits.held_stream_timeout = \"3s\"", 6.0, 0.5, 8.0).await
+    read_beyond_deadlines("limits.held_stream_timeout = \"3s\"", "30000", 6.0, 0.5, 8.0).await
 }
 
 /// The same with PySpark's own deadline.
 #[tokio::test]
 #[ignore = "make long-queries runs it: 25 minutes"]
 async fn queries_of_twelve_minutes_with_pyspark_43() -> Result<()> {
-    read_beyond_deadlines("", 600.0, 36.0, 720.0).await
+    read_beyond_deadlines("", "20000", 600.0, 36.0, 720.0).await
 }
 
 /// What the client has received and not acknowledged exceeds the limit: an error, never a loss.

@@ -283,9 +283,11 @@ impl Owner<'_> {
     }
 
     /// Waits anew for the client of a detached stream, which acknowledged a response: it still reads
-    /// what was delivered, and its deadline may end its stream before it has read all.
+    /// what was delivered, and its deadline may end its stream before it has read all. So the session
+    /// is in use.
     fn renew(&mut self) {
         if let Some(until) = &mut self.until {
+            self.context.session.usage.touch();
             *until = Instant::now() + self.context.shared.config.limits.held_stream_timeout;
         }
     }
