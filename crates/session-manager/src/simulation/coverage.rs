@@ -61,10 +61,6 @@ impl Fault {
     /// Whether a session in this state can meet the fault at all.
     fn can_meet(self, state: &str) -> bool {
         match self {
-            // Decided when compute starts: before its session is ready, or after it gave it up.
-            Self::ComputeHangs | Self::ComputeFails => {
-                !matches!(state, "active ready" | "idle kept" | "idle releasing")
-            }
             // A session that was never ready has had no calls.
             Self::ReportLost | Self::ReportRepeated | Self::ReportAnswerLost | Self::ProxyVanishes => {
                 state != "pending provisioning"
@@ -181,9 +177,10 @@ impl Focus {
         Some(Self { state, fault })
     }
 
-    /// Whether compute must exist in a state that has none: a repeated request makes it.
+    /// Whether compute must exist that its session gave up: a repeated request makes it.
     fn needs_stale_compute(self) -> bool {
         let has_none = matches!(self.state, "idle released" | "closed ended" | "failed ended");
+        let has_started = matches!(self.state, "active ready" | "idle kept" | "idle releasing");
         let of_compute = matches!(
             self.fault,
             Fault::ComputeRequestRepeated
@@ -193,7 +190,15 @@ impl Focus {
                 | Fault::ComputeVanishes
                 | Fault::ComputeVanishesSilently
         );
-        of_compute && (has_none || self.fault == Fault::ComputeRequestRepeated)
+        of_compute
+            && (has_none
+                || self.fault == Fault::ComputeRequestRepeated
+                || has_started && self.starts_compute())
+    }
+
+    /// Whether the fault is one of compute that starts.
+    fn starts_compute(self) -> bool {
+        matches!(self.fault, Fault::ComputeHangs | Fault::ComputeFails)
     }
 }
 
@@ -252,7 +257,8 @@ pub(super) fn repeat_in_focus(world: &Arc<World>, spec: &ComputeSpec) {
     tokio::spawn(async move {
         while !world.is_calm() {
             tokio::time::sleep(world.between(50, 500)).await;
-            if !world.looks_for(&spec.key, focus.fault) {
+            let exists = || world.sim.live().contains(&(spec.key.clone(), spec.generation));
+            if !world.looks_for(&spec.key, focus.fault) || focus.starts_compute() && exists() {
                 continue;
             }
             engines::arrive_again(&world, &spec).await;
@@ -261,8 +267,7 @@ pub(super) fn repeat_in_focus(world: &Arc<World>, spec: &ComputeSpec) {
                 focus.fault,
                 Fault::ComputeCrashes | Fault::ComputeVanishes | Fault::ComputeVanishesSilently
             );
-            let live = world.sim.live().contains(&(spec.key.clone(), spec.generation));
-            if ends && live && !world.is_calm() {
+            if ends && exists() && !world.is_calm() {
                 engines::end(&world, &spec.key, spec.generation, focus.fault);
             }
             return;
