@@ -66,6 +66,15 @@ impl Client {
         Self::ALL.into_iter().filter(named).collect()
     }
 
+    /// Those that the environment names, or else these few.
+    pub fn chosen_or(few: &[Self]) -> Vec<Self> {
+        if std::env::var_os("CLIENTS").is_some() {
+            Self::chosen()
+        } else {
+            few.to_vec()
+        }
+    }
+
     /// Whether it is the PySpark of Apache Spark.
     pub fn is_pyspark(self) -> bool {
         matches!(
