@@ -7,7 +7,8 @@
 use super::stat;
 use parking_lot::Mutex;
 use std::collections::BTreeSet;
-use std::io;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader};
 use std::net::{Ipv4Addr, TcpListener};
 use std::sync::Arc;
 
@@ -58,10 +59,10 @@ pub(crate) enum Listener {
 
 /// Determines whether the listener on `port` belongs to process group `group`.
 pub(crate) fn listener(port: u16, group: i32) -> io::Result<Listener> {
-    let mut inodes = listening_inodes(&std::fs::read_to_string("/proc/net/tcp")?, port);
+    let mut inodes = listening_inodes(BufReader::new(File::open("/proc/net/tcp")?), port)?;
     // Java listens on IPv4 addresses through an IPv6 socket.
-    if let Ok(table) = std::fs::read_to_string("/proc/net/tcp6") {
-        inodes.extend(listening_inodes(&table, port));
+    if let Ok(table) = File::open("/proc/net/tcp6") {
+        inodes.extend(listening_inodes(BufReader::new(table), port)?);
     }
     if inodes.is_empty() {
         return Ok(Listener::None);
@@ -77,7 +78,10 @@ pub(crate) fn listener(port: u16, group: i32) -> io::Result<Listener> {
 
 /// Inodes of sockets in a `/proc/net/tcp` table that listen on `port` at an address
 /// that 127.0.0.1 reaches.
-fn listening_inodes(table: &str, port: u16) -> Vec<u64> {
+///
+/// The kernel lists all listening sockets before the first other one (`tcp_seq_start` in its
+/// `net/ipv4/tcp_ipv4.c`). Reading ends there, because the others can be many thousands.
+fn listening_inodes(table: impl BufRead, port: u16) -> io::Result<Vec<u64>> {
     const LISTEN: &str = "0A";
     const LOOPBACK: [&str; 4] = [
         "0100007F",
@@ -86,16 +90,22 @@ fn listening_inodes(table: &str, port: u16) -> Vec<u64> {
         "00000000000000000000000000000000",
     ];
     let wanted = format!("{port:04X}");
-    table
-        .lines()
-        .skip(1)
-        .filter_map(|line| {
-            let fields: Vec<&str> = line.split_ascii_whitespace().collect();
-            let (addr, local_port) = fields.get(1)?.split_once(':')?;
-            let listens = *fields.get(3)? == LISTEN && local_port == wanted && LOOPBACK.contains(&addr);
-            listens.then(|| fields.get(9)?.parse().ok()).flatten()
-        })
-        .collect()
+    let mut inodes = Vec::new();
+    for line in table.lines().skip(1) {
+        let line = line?;
+        let mut fields = line.split_ascii_whitespace();
+        let (local, state) = (fields.nth(1), fields.nth(1));
+        if state != Some(LISTEN) {
+            break;
+        }
+        let address = local
+            .and_then(|local| local.split_once(':'))
+            .filter(|(_, port)| *port == wanted);
+        if address.is_some_and(|(address, _)| LOOPBACK.contains(&address)) {
+            inodes.extend(fields.nth(5).and_then(|inode| inode.parse::<u64>().ok()));
+        }
+    }
+    Ok(inodes)
 }
 
 fn sockets_of_group(group: i32) -> io::Result<BTreeSet<u64>> {
@@ -172,14 +182,31 @@ mod tests {
         }
     }
 
+    /// The order of the table that [`listening_inodes`] relies on.
+    #[test]
+    fn the_kernel_lists_listening_sockets_first() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let _client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+        let states: Vec<&str> = table
+            .lines()
+            .skip(1)
+            .filter_map(|line| line.split_ascii_whitespace().nth(3))
+            .collect();
+        let listening = states.iter().take_while(|state| **state == "0A").count();
+        assert!(listening > 0 && listening < states.len(), "{listening}");
+        assert!(states[listening..].iter().all(|state| *state != "0A"));
+    }
+
     #[test]
     fn tables_of_the_kernel_are_read() {
         let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n\
             0: 0100007F:3A98 00000000:0000 0A 00000000:00000000 00:00000000 00000000 0 0 111 1 0 100 0 0 10 0\n\
-            1: 0100007F:3A98 0100007F:9999 01 00000000:00000000 00:00000000 00000000 0 0 222 1 0 100 0 0 10 0\n\
-            2: 0200000A:3A98 00000000:0000 0A 00000000:00000000 00:00000000 00000000 0 0 333 1 0 100 0 0 10 0\n\
-            3: 0100007F:3A99 00000000:0000 0A 00000000:00000000 00:00000000 00000000 0 0 444 1 0 100 0 0 10 0\n";
-        assert_eq!(listening_inodes(table, 15000), [111]);
+            1: 0200000A:3A98 00000000:0000 0A 00000000:00000000 00:00000000 00000000 0 0 222 1 0 100 0 0 10 0\n\
+            2: 0100007F:3A99 00000000:0000 0A 00000000:00000000 00:00000000 00000000 0 0 333 1 0 100 0 0 10 0\n\
+            3: 00000000:3A98 00000000:0000 0A 00000000:00000000 00:00000000 00000000 0 0 444 1 0 100 0 0 10 0\n\
+            4: 0100007F:3A98 0100007F:9999 01 00000000:00000000 00:00000000 00000000 0 0 555 1 0 100 0 0 10 0\n";
+        assert_eq!(listening_inodes(table.as_bytes(), 15000).unwrap(), [111, 444]);
         assert_eq!(stat::parse("12 (a) b) S 1 77 78 0"), Some(("S", 1, 77)));
     }
 }
