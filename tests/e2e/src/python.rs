@@ -270,12 +270,11 @@ impl Client {
     /// # Errors
     /// When it does not become ready.
     pub async fn repl(self, dir: &Path, url: &str, ca: Option<&Path>) -> Result<Repl> {
-        let mut command = self.command(
-            dir,
-            "client.py",
-            &["repl", "--url", url, "--limit", REPL_LIMIT],
-            ca,
-        )?;
+        let mut args = vec!["repl", "--url", url];
+        if self.is_pyspark() {
+            args.extend(["--limit", REPL_LIMIT]);
+        }
+        let mut command = self.command(dir, "client.py", &args, ca)?;
         let stderr = output_file(&dir.join("repl-stderr.log"))?;
         let mut child = command
             .stdin(Stdio::piped())
