@@ -359,6 +359,72 @@ need_go_suite() {
   printf '%s\n' "$want" >"$dir/berth-stamp"
 }
 
+# The end-to-end tests of the Rust client `apache-spark-connect`, built from the crate that the matrix names, with
+# the lock file that is published with it.
+need_rust_suite() {
+  local dir=$home/suite-rust manifest=$repo/tests/clients/rust/Cargo.toml crate=apache-spark-connect want release source
+  need_packages protobuf-compiler libprotobuf-dev
+  release=$(sed -n "/^name = \"$crate\"\$/{n;s/^version = \"\(.*\)\"\$/\1/p}" "${manifest%.toml}.lock")
+  want="$(cargo --version) $release"
+  [[ $(cat "$dir/berth-stamp" 2>/dev/null) == "$want" ]] && return
+  say "building the tests of the Rust client (1 GB on disk, 0.3 GB of it for good)"
+  rm -rf "$dir"
+  mkdir -p "$dir/tests"
+  need_python
+  source=$(cargo metadata --quiet --locked --format-version 1 --manifest-path "$manifest" |
+    "$python" -c 'import json, os, sys
+packages = json.load(sys.stdin)["packages"]
+print(*(os.path.dirname(p["manifest_path"]) for p in packages if p["name"] == sys.argv[1]))' "$crate")
+  cp -r "$source" "$dir/source"
+  # Its folder may lie inside the workspace of Berth.
+  printf '\n[workspace]\n' >>"$dir/source/Cargo.toml"
+  CARGO_INCREMENTAL=0 CARGO_PROFILE_DEV_DEBUG=false cargo test --quiet --locked --no-run --target-dir "$dir/build" \
+    --manifest-path "$dir/source/Cargo.toml" --test 'e2e_*' >&2 || die "cargo could not build the tests of $crate, see above"
+  for source in "$dir"/source/tests/e2e_*.rs; do
+    source=$(basename "$source" .rs)
+    find "$dir/build/debug/deps" -type f -perm -u+x -name "$source-*" -exec cp {} "$dir/tests/$source" \;
+  done
+  rm -rf "$dir/source" "$dir/build"
+  printf '%s\n' "$release" >"$dir/release"
+  printf '%s\n' "$want" >"$dir/berth-stamp"
+}
+
+# need_scala_suite RELEASE: the end-to-end tests of that Scala client, and a folder that they take for Spark's
+# source. They demand a server of their own release, so the one that they read is the engine's.
+need_scala_suite() {
+  local release=$1 dir=$home/suite-scala from=$repo/tests/conformance/scala jars=$home/venv-spark/spark-home/jars want target
+  need_scala "$release"
+  want="$release $(cat "$home/venv-spark/berth-stamp") $(cat "$from"/* | sha256sum | cut -d' ' -f1)"
+  [[ $(cat "$dir/berth-stamp" 2>/dev/null) == "$want" ]] && return
+  say "installing the tests of the Scala client $release (20 MB on disk)"
+  rm -rf "$dir"
+  mvn -q -B -f "$from/pom.xml" -Dspark="$release" -Dbuilt="$dir/build" \
+    org.apache.maven.plugins:maven-jar-plugin:3.4.2:jar \
+    org.apache.maven.plugins:maven-shade-plugin:3.6.0:shade \
+    org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies \
+    -DoutputDirectory="$dir/jars" -DexcludeArtifactIds=scala-library,scala-reflect,spark-connect-client-jvm_2.13 \
+    >"$home/maven.log" 2>&1 || {
+    tail -n 20 "$home/maven.log" >&2
+    die "Maven could not build the tests of the Scala client $release, see above (whole log: $home/maven.log)"
+  }
+  mv "$dir/build/tests.jar" "$dir/jars/"
+  rm -rf "$dir/build"
+  javac -d "$dir/classes" -cp "$home/scala-$release/*:$dir/jars/*" "$from/Outcomes.java" >&2 ||
+    die "javac could not compile $from/Outcomes.java, see above"
+  need_python
+  "$python" -m zipfile -e "$jars"/spark-common-utils_2.13-*.jar "$dir/engine"
+  mv "$dir/engine/spark-version-info.properties" "$dir/classes/"
+  rm -rf "$dir/engine"
+  # The classes are what the tests upload; the two jars are arguments of the server only, the others are looked for.
+  target=target/scala-2.13
+  mkdir -p "$dir/home"/{bin,assembly/$target/jars,sql/connect/server/$target,sql/catalyst/$target,sql/connect/client/jvm/$target}
+  touch "$dir/home/sql/connect/server/$target/spark-connect-assembly.jar" "$dir/home/sql/catalyst/$target/spark-catalyst-tests.jar"
+  "$python" -m zipfile -e "$dir/jars/tests.jar" "$dir/home/sql/connect/client/jvm/$target/test-classes"
+  cp "$from/spark-submit" "$dir/home/bin/"
+  printf '%s\n' "$release" >"$dir/release"
+  printf '%s\n' "$want" >"$dir/berth-stamp"
+}
+
 # ---- Node ------------------------------------------------------------------------------------
 
 need_node() {
@@ -487,6 +553,8 @@ set_recipes() {
 set_conformance() {
   set_test
   need_go_suite
+  need_rust_suite
+  need_scala_suite 4.1.3
   need_client sailsuite sail
   need_client ibissuite sail
 }

@@ -18,6 +18,8 @@ const PORT_LIMIT: Duration = Duration::from_secs(600);
 pub(super) struct Place {
     /// The connection string.
     pub url: String,
+    /// Where it listens in plaintext; none if it does not.
+    pub address: Option<SocketAddr>,
     /// The certificate to trust.
     pub ca: Option<PathBuf>,
     /// The folder in which the suite runs.
@@ -42,6 +44,7 @@ impl Place {
         };
         Ok(Self {
             url: format!("sc://localhost:{}", server.address.port()),
+            address: Some(server.address),
             ca: None,
             dir,
             session: None,
@@ -60,6 +63,7 @@ impl Place {
         let session = stack.session("ada", engine, &[])?;
         let tls = Self {
             url: stack.url("ada", &session)?.replacen("/;", "/;use_ssl=true;", 1),
+            address: None,
             ca: stack.ca().map(ToOwned::to_owned),
             dir,
             session: Some(session.clone()),
@@ -72,8 +76,10 @@ impl Place {
         }
         let forwarder =
             Forwarder::start(stack, "ada", &[&session, "--trust-own-processes", "--quiet"]).await?;
+        let address = address(&forwarder.url)?;
         Ok(Self {
-            _relay: relay(suite.way, address(&forwarder.url)?).await?,
+            _relay: relay(suite.way, address).await?,
+            address: Some(address),
             url: forwarder.url.clone(),
             ca: None,
             _forwarder: Some(forwarder),
@@ -95,7 +101,7 @@ impl Place {
 
 /// The usual port, if the suite needs it.
 async fn relay(way: Way, target: SocketAddr) -> Result<Option<Relay>> {
-    if way == Way::Tls {
+    if way != Way::Port15002 {
         return Ok(None);
     }
     let relay = wait::until("port 15002 is free", PORT_LIMIT, async || {

@@ -57,6 +57,9 @@ pub(super) enum Way {
     /// `berth connect` on port 15002, for suites with that address in their code.
     #[serde(rename = "port 15002")]
     Port15002,
+    /// `berth connect` on a port of its own, for suites that know neither TLS nor tokens.
+    #[serde(rename = "forwarder")]
+    Forwarder,
 }
 
 /// What a suite is run by.
@@ -68,8 +71,20 @@ pub(super) enum Runner {
         /// The folder with it and its release.
         folder: String,
     },
+    /// The test programs of a Rust crate.
+    Rust {
+        /// The folder with its release and, in `tests`, the programs.
+        folder: String,
+    },
     /// Tests for pytest.
     Pytest(Pytest),
+    /// Suites of ScalaTest.
+    Scalatest {
+        /// The folder with their classes, jars and release, and what they take for Spark's source.
+        folder: String,
+        /// Classes; one process each.
+        arguments: Vec<String>,
+    },
 }
 
 /// Tests for pytest.
