@@ -163,7 +163,7 @@ bench-floods: ## Calls beside floods of HTTP/2 frames, in a release build: p99 a
 bench-latency: ## Latency that the proxy adds to a direct call, and berth connect to the proxy, interleaved
 	@deploy/local/setup.sh run
 	cargo build --locked --release --workspace --bins
-	cargo run --locked --release -p e2e --bin latency
+	$(or $(CARGO_TARGET_DIR),target)/release/latency
 
 bench-tokens: ## What tokens cost: checked, found again, issued end to end
 	@deploy/local/setup.sh run
