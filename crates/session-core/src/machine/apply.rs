@@ -6,7 +6,7 @@ use crate::id::TokenId;
 use crate::policy::MAX_LIFETIME;
 use crate::principal::Actor;
 use crate::reason::ChangeReason;
-use crate::session::{Making, Session, State, Status};
+use crate::session::{Making, Session, State};
 use crate::time::Timestamp;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -78,15 +78,6 @@ pub fn apply(
     }
     let change = Change::of(session, actor.clone(), now);
     match event {
-        // Compute would be created only to be released.
-        Event::Wake if session.status() == Status::Idle && now >= session.expires_at => {
-            let change = Change::of(session, Actor::System, now);
-            Ok(Some(change.end(
-                State::Closed,
-                ChangeReason::MaxLifetime,
-                Cause::default(),
-            )))
-        }
         Event::Wake => wake(session, change),
         Event::Close { reason } => Ok(Some(change.end(State::Closed, *reason, Cause::default()))),
         Event::Extend { expires_at } => extend(session, change, *expires_at),
@@ -196,6 +187,12 @@ fn revoke(session: &Session, mut change: Change<'_>, id: &TokenId, until: Timest
 fn wake(session: &Session, mut change: Change<'_>) -> Result<Option<Transition>, Refusal> {
     match &session.state {
         State::Pending { .. } | State::Active { .. } => Ok(None),
+        // Compute would be created only to be released.
+        State::IdleKept { .. } | State::IdleReleasing { .. } | State::IdleReleased { .. }
+            if change.now >= session.expires_at =>
+        {
+            Ok(Some(Change::of(session, Actor::System, change.now).expire()))
+        }
         State::IdleKept { route } | State::IdleReleasing { route, .. } => {
             Ok(Some(change.activate(route.clone(), ChangeReason::Woken)))
         }

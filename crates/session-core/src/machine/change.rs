@@ -205,6 +205,11 @@ impl<'a> Change<'a> {
         self.done(reason, cause, vec![Effect::Release { up_to }])
     }
 
+    /// Closes the session at the end of its lifetime.
+    pub(super) fn expire(self) -> Transition {
+        self.end(State::Closed, ChangeReason::MaxLifetime, Cause::default())
+    }
+
     pub(super) fn end(mut self, state: State, reason: ChangeReason, cause: Cause) -> Transition {
         self.next.state = state;
         self.next.closed_at = Some(self.now);

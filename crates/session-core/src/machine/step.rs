@@ -31,11 +31,7 @@ pub fn step(
         };
     }
     if now >= session.expires_at {
-        return Step::commit(
-            change().end(State::Closed, ChangeReason::MaxLifetime, Cause::default()),
-            activity,
-            now,
-        );
+        return Step::commit(change().expire(), activity, now);
     }
     let announced = || {
         let (at, closes_at) = session.closing_soon()?;
