@@ -51,7 +51,7 @@ wheel: ## Build the wheel of the Python package `berth` into target/wheel
 
 test-python: build ## The Python package on PySpark 3.5 to 4.3, Sail and Spark, TLS and plaintext (CLIENTS="Py35 Py43" ENGINES=sail)
 	@deploy/local/setup.sh test
-	cargo test --locked -p e2e --test e2e python_package:: -- --include-ignored --nocapture --test-threads=1
+	cargo test --locked --workspace --test e2e python_package:: -- --include-ignored --nocapture --test-threads=1
 
 .PHONY: test-clients
 test-clients: build ## The client matrix: PySpark, Scala, JDBC, ADBC, Go, Rust on Sail and Spark; writes docs/clients.md (CLIENTS="pyspark-4 go" ENGINES=sail)
@@ -75,8 +75,8 @@ churn: build ## Managers, Redis, primaries and masters die under load, SECONDS_E
 revocation: build ## How soon nine removals are effective, in four states; writes docs/security.md (ROUNDS=50 CUT_ROUNDS=10)
 	ROUNDS=$(or $(ROUNDS),50) CUT_ROUNDS=$(or $(CUT_ROUNDS),10) cargo test --locked --workspace --test e2e revocation::matrix -- --include-ignored --nocapture
 
-cancels: ## Calls cancelled early, 2000 a second, beside 20 long streams (CANCELS=50000)
-	CANCELS=$(or $(CANCELS),50000) cargo test --locked -p spark-proxy --test alone cancels -- --test-threads=1 --nocapture
+cancels: build ## Calls cancelled early, 2000 a second, beside 20 long streams (CANCELS=50000)
+	CANCELS=$(or $(CANCELS),50000) cargo test --locked --workspace --test alone cancels -- --test-threads=1 --nocapture
 
 .PHONY: cuts long-queries
 cuts: build ## Connections cut at random moments of results on Sail, CUTS=500 (SEED=n)

@@ -1,5 +1,4 @@
-//! Which faults met sessions in which states, so that nobody has to believe that the simulation
-//! reaches them.
+//! Coverage: the pairs of a session's state and a fault that occurred in it.
 
 use super::engines;
 use super::store::Run;

@@ -1,5 +1,4 @@
-//! Liveness: a while after the last fault nothing is left to do, but for what users and engines did
-//! since.
+//! Liveness: sessions become stable within a bounded time after the last fault.
 
 use super::ledger::wants;
 use super::world::{World, short};
@@ -22,7 +21,7 @@ impl World {
         self.state().stimulated.insert(key.clone(), now);
     }
 
-    /// Checks that every session that nobody touched since `faults_ended` is stable: its compute is what
+    /// Checks that every session without requests, calls and losses since `faults_ended` is stable: its compute is what
     /// its record requires, and nothing is due.
     pub(super) fn check_stable(&self, faults_ended: Duration) {
         let live = self.sim.live();

@@ -136,7 +136,8 @@ async fn read_long(client: Client, rpc: Rpc, storm_is_over: Arc<AtomicBool>) -> 
     (bytes, longest)
 }
 
-/// Waits until every call has ended, at the compute and in the proxy; so many ended by themselves.
+/// Waits until every call has ended, at the compute and in the proxy. `finished` calls ended without a
+/// cancel.
 async fn nothing_is_left(proxy: &OwnProcess, finished: usize) {
     within("every forwarded call is reset", async {
         proxy
@@ -207,7 +208,7 @@ async fn a_storm_of_early_cancels_hurts_no_other_call() {
         assert_eq!(
             client.call(rpc.clone()).await.code(),
             Code::Ok,
-            "its connection goes on"
+            "the connection continues"
         );
     }
 }

@@ -107,7 +107,7 @@ pub fn ended_by(query: impl FnOnce() -> Kept + Send + 'static, interrupt: impl F
     while !running.is_finished() {
         check(
             begun.elapsed() < Duration::from_secs(10),
-            "the query goes on 10 s after its interrupt",
+            "the query continues 10 s after its interrupt",
         )?;
         thread::sleep(Duration::from_millis(50));
     }
@@ -129,7 +129,7 @@ pub fn leaves(url: &str) -> Kept {
         }
         if begun.elapsed() > Duration::from_secs(120) {
             child.kill()?;
-            return check(false, "the program without stop goes on");
+            return check(false, "the program without stop does not end");
         }
         thread::sleep(Duration::from_millis(50));
     }

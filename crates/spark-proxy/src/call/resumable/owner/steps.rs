@@ -282,13 +282,13 @@ impl Owner<'_> {
         self.limits().held_stream_timeout
     }
 
-    /// Waits anew for the client of a detached stream, which acknowledged a response: it still reads
-    /// what was delivered, and its deadline may end its stream before it has read all. So the session
-    /// is in use.
+    /// Restarts the timeout of a detached stream and counts as activity of the session, because the
+    /// client acknowledged a response. It still reads what it received: the deadline of PySpark 4.3 can
+    /// end a stream that is delivered but not read.
     fn renew(&mut self) {
-        if let Some(until) = &mut self.until {
+        if self.until.is_some() {
+            self.until = Some(Instant::now() + self.detached_timeout());
             self.context.session.usage.touch();
-            *until = Instant::now() + self.context.shared.config.limits.held_stream_timeout;
         }
     }
 
