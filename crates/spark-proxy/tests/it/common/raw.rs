@@ -67,23 +67,23 @@ impl Raw {
     pub(crate) fn headers(path: &str, token: &str, more: &[(&str, &str)]) -> Vec<u8> {
         // POST, http, and literals that are not indexed (RFC 7541, section 6.2.2).
         let mut block = vec![0x83, 0x86];
-        let common = [
-            (":path", path),
-            (":authority", "localhost"),
-            ("content-type", "application/grpc"),
-            ("te", "trailers"),
-        ];
-        let bearer = format!("Bearer {token}");
-        for (name, value) in common
-            .iter()
-            .chain(&[("authorization", bearer.as_str())])
-            .chain(more)
-        {
-            block.push(0);
-            put_text(&mut block, name);
-            put_text(&mut block, value);
-        }
+        put_call(&mut block, 0x00, path, token, more);
         block
+    }
+
+    /// The same, as literals that are indexed (RFC 7541, section 6.2.1), and the few bytes that repeat
+    /// them on the same connection.
+    pub(crate) fn indexed_headers(path: &str, token: &str, more: &[(&str, &str)]) -> (Vec<u8>, Vec<u8>) {
+        /// Index of the newest entry of the dynamic table.
+        const NEWEST: u8 = 62;
+        let mut block = vec![0x83, 0x86];
+        let fields = put_call(&mut block, 0x40, path, token, more);
+        let newest_to_oldest = (NEWEST..0x7f).take(fields);
+        let repeated = [0x83, 0x86]
+            .into_iter()
+            .chain(newest_to_oldest.map(|index| 0x80 | index))
+            .collect();
+        (block, repeated)
     }
 
     /// The next frame; `None` when the connection has ended.
@@ -120,6 +120,29 @@ pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8>
     out.extend_from_slice(&stream.to_be_bytes());
     out.extend_from_slice(payload);
     out
+}
+
+/// Appends the fields of a call with the given form of literals, and returns their number.
+fn put_call(block: &mut Vec<u8>, form: u8, path: &str, token: &str, more: &[(&str, &str)]) -> usize {
+    let common = [
+        (":path", path),
+        (":authority", "localhost"),
+        ("content-type", "application/grpc"),
+        ("te", "trailers"),
+    ];
+    let bearer = format!("Bearer {token}");
+    let mut fields = 0;
+    for (name, value) in common
+        .iter()
+        .chain(&[("authorization", bearer.as_str())])
+        .chain(more)
+    {
+        block.push(form);
+        put_text(block, name);
+        put_text(block, value);
+        fields += 1;
+    }
+    fields
 }
 
 /// A text as HPACK writes it without Huffman codes (RFC 7541, section 5).
