@@ -54,6 +54,27 @@ pub fn remove_matching(headers: &mut HeaderMap, matches: impl Fn(&str) -> bool) 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Closed;
 
+/// Maximum size of the first data of a request that [`request_capacity`] lets go with its headers.
+/// HTTP/2 holds these bytes if the peer's window does not take them.
+const MAX_WITH_HEADERS_BYTES: usize = 16 * 1024;
+
+/// [`capacity`] for the data of a request, of which `sent` bytes were sent before. Small first data
+/// goes with the headers, in one write: h2 gives a stream no capacity until its headers are written,
+/// so data that waited for it would be a second write, which wakes the peer twice.
+///
+/// # Errors
+/// The stream has ended.
+pub async fn request_capacity<B: Buf>(
+    stream: &mut SendStream<B>,
+    sent: usize,
+    len: usize,
+) -> Result<usize, Closed> {
+    if sent == 0 && len <= MAX_WITH_HEADERS_BYTES {
+        return Ok(len);
+    }
+    capacity(stream, len).await
+}
+
 /// Waits until a stream can take more; returns how much. h2 buffers data beyond the window.
 ///
 /// # Errors
@@ -95,6 +116,119 @@ pub fn is_not_processed(error: &h2::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bytes::Bytes;
+    use std::pin::Pin;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
+
+    /// Counts writes.
+    struct Counted {
+        io: DuplexStream,
+        writes: Arc<AtomicUsize>,
+    }
+
+    impl AsyncRead for Counted {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            buf: &mut ReadBuf<'_>,
+        ) -> Poll<std::io::Result<()>> {
+            Pin::new(&mut self.io).poll_read(cx, buf)
+        }
+    }
+
+    impl AsyncWrite for Counted {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            buf: &[u8],
+        ) -> Poll<std::io::Result<usize>> {
+            self.writes.fetch_add(1, Ordering::Relaxed);
+            Pin::new(&mut self.io).poll_write(cx, buf)
+        }
+
+        fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+            Pin::new(&mut self.io).poll_flush(cx)
+        }
+
+        fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+            Pin::new(&mut self.io).poll_shutdown(cx)
+        }
+    }
+
+    async fn serve(io: DuplexStream) {
+        let mut connection = h2::server::handshake(io).await.unwrap();
+        while let Some(call) = connection.accept().await {
+            let (request, mut respond) = call.unwrap();
+            tokio::spawn(async move {
+                let mut body = request.into_body();
+                while let Some(data) = body.data().await {
+                    data.unwrap();
+                }
+                respond.send_response(http::Response::new(()), true).unwrap();
+            });
+        }
+    }
+
+    #[tokio::test]
+    async fn small_first_data_goes_with_the_headers() {
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        tokio::spawn(serve(far));
+        let writes = Arc::new(AtomicUsize::new(0));
+        let io = Counted {
+            io: near,
+            writes: Arc::clone(&writes),
+        };
+        let (mut client, connection) = h2::client::handshake(io).await.unwrap();
+        tokio::spawn(connection);
+        let mut writes_per_call = Vec::new();
+        // The first call, whose writes include settings, is not counted.
+        for waits in [true, true, false] {
+            writes.store(0, Ordering::Relaxed);
+            client = client.ready().await.unwrap();
+            let request = http::Request::post("http://localhost/").body(()).unwrap();
+            let (response, mut stream) = client.send_request(request, false).unwrap();
+            let data = Bytes::from_static(b"request");
+            let len = data.len();
+            let room = if waits {
+                capacity(&mut stream, len).await
+            } else {
+                request_capacity(&mut stream, 0, len).await
+            };
+            assert_eq!(room, Ok(len));
+            stream.send_data(data, true).unwrap();
+            response.await.unwrap();
+            writes_per_call.push(writes.load(Ordering::Relaxed));
+        }
+        assert_eq!(
+            writes_per_call[1..],
+            [2, 1],
+            "with waiting for capacity, and without"
+        );
+    }
+
+    #[tokio::test]
+    async fn large_or_later_data_waits_for_capacity() {
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        tokio::spawn(serve(far));
+        let (client, connection) = h2::client::handshake(near).await.unwrap();
+        tokio::spawn(connection);
+        let request = http::Request::post("http://localhost/").body(()).unwrap();
+        let (_response, mut stream) = client
+            .ready()
+            .await
+            .unwrap()
+            .send_request(request, false)
+            .unwrap();
+        for (sent, len) in [(0, MAX_WITH_HEADERS_BYTES + 1), (1, 1)] {
+            let waiting = async {
+                let mut room = std::pin::pin!(request_capacity(&mut stream, sent, len));
+                poll_fn(|cx| Poll::Ready(room.as_mut().poll(cx).is_pending())).await
+            };
+            assert!(waiting.await, "{len} bytes after {sent}");
+        }
+    }
 
     #[test]
     fn header_lists_are_counted_as_http2_counts_them() {

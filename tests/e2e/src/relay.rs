@@ -42,6 +42,8 @@ impl Relay {
         let (to, cut) = (Arc::clone(&targets), cuts.clone());
         let task = tokio::spawn(async move {
             while let Ok((mut client, _)) = listener.accept().await {
+                // Fails only on a lost connection.
+                let _ = client.set_nodelay(true);
                 let to = {
                     let mut targets = to.lock();
                     targets.rotate_left(1);
@@ -86,6 +88,8 @@ impl Relay {
 async fn first_that_answers(targets: Vec<SocketAddr>) -> Option<TcpStream> {
     for target in targets {
         if let Ok(stream) = TcpStream::connect(target).await {
+            // Fails only on a lost connection.
+            let _ = stream.set_nodelay(true);
             return Some(stream);
         }
     }

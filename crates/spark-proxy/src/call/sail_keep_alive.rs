@@ -9,7 +9,7 @@ use crate::grpc::method::Method;
 use crate::upstream::headers::toward_backend;
 use bytes::Bytes;
 use http::{Request, header};
-use service_kit::http2::capacity;
+use service_kit::http2::request_capacity;
 use session_core::Engine;
 use session_proto::spark::config_request::{Get, Operation, operation::OpType};
 use session_proto::spark::{ConfigRequest, UserContext};
@@ -70,7 +70,9 @@ async fn send_keep_alive(exchange: &Exchange<'_>) -> Option<()> {
     toward_backend(&mut head, backend, Method::Config);
     let mut upstream = lease.send(Request::from_parts(head, ())).ok()?;
     let message = request(exchange)?;
-    capacity(&mut upstream.sender, message.len()).await.ok()?;
+    request_capacity(&mut upstream.sender, 0, message.len())
+        .await
+        .ok()?;
     let message = bytes::Buf::chain(message, Bytes::new());
     upstream.sender.send_data(message, true).ok()?;
     let mut body = upstream.response.await.ok()?.into_body();

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use h2::client::ResponseFuture;
 use h2::{RecvStream, SendStream};
 use http::{HeaderMap, Response, StatusCode};
-use service_kit::http2::{capacity, is_hop_by_hop, is_not_processed, remove_matching};
+use service_kit::http2::{is_hop_by_hop, is_not_processed, remove_matching, request_capacity};
 use session_core::Reason;
 use session_proto::error::REASON_TRAILER;
 use std::future::poll_fn;
@@ -69,14 +69,16 @@ async fn upload(
     body: &mut RequestBody,
     mut proxy: SendStream<Bytes>,
 ) -> Result<SendStream<Bytes>, ClientGone> {
+    let mut sent = 0;
     while let Some(part) = body.next().await? {
         let mut data = part.data.clone();
         loop {
-            let Ok(room) = capacity(&mut proxy, data.len()).await else {
+            let Ok(room) = request_capacity(&mut proxy, sent, data.len()).await else {
                 // The response explains why spark-proxy stopped reading.
                 return Ok(proxy);
             };
             let piece = data.split_to(room.min(data.len()));
+            sent += piece.len();
             let is_last = part.is_last && data.is_empty();
             if proxy.send_data(piece, is_last).is_err() {
                 return Ok(proxy);

@@ -36,7 +36,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use inspection::Inspection;
 use response_body::{poll_joined, read_trailers, stream_error};
 use service_kit::child_span;
-use service_kit::http2::capacity;
+use service_kit::http2::request_capacity;
 use session_core::Engine;
 use std::cell::{Cell, OnceCell};
 use std::convert::Infallible;
@@ -186,13 +186,15 @@ async fn upload<'r>(
     request: &'r mut RequestBody,
     mut backend: SendStream<Outgoing>,
 ) -> Result<(SendStream<Outgoing>, &'r mut RequestBody), RequestError> {
+    let mut sent_bytes = 0;
     while let Some(next) = request.next().await? {
         let sent = match next {
             BodyPart::Data(data, end) => {
                 let len = data.remaining();
-                if capacity(&mut backend, len).await.is_err() {
+                if request_capacity(&mut backend, sent_bytes, len).await.is_err() {
                     break;
                 }
+                sent_bytes += len;
                 exchange
                     .metrics()
                     .calls
