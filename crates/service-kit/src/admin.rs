@@ -43,8 +43,11 @@ impl Validate for AdminConfig {
 /// Named conditions; the service is ready when all of them are met.
 #[derive(Debug, Clone)]
 pub struct Readiness {
-    conditions: Arc<watch::Sender<BTreeMap<&'static str, bool>>>,
+    conditions: Arc<watch::Sender<BTreeMap<&'static str, Met>>>,
 }
+
+/// Whether a condition is met, and if not, why; the cause may be unknown.
+type Met = Result<(), Option<&'static str>>;
 
 /// One condition of a [`Readiness`]; not met until set.
 #[derive(Debug, Clone)]
@@ -70,7 +73,7 @@ impl Readiness {
     /// Adds a condition that is not met yet.
     pub fn condition(&self, name: &'static str) -> Condition {
         self.conditions.send_modify(|conditions| {
-            conditions.insert(name, false);
+            conditions.insert(name, Err(None));
         });
         Condition {
             name,
@@ -80,16 +83,19 @@ impl Readiness {
 
     /// Whether all conditions are met.
     pub fn is_ready(&self) -> bool {
-        self.conditions.borrow().values().all(|met| *met)
+        self.conditions.borrow().values().all(Result::is_ok)
     }
 
-    /// The conditions that are not met.
-    pub fn missing(&self) -> Vec<&'static str> {
+    /// The conditions that are not met, with the cause if it is known.
+    pub fn missing(&self) -> Vec<String> {
         self.conditions
             .borrow()
             .iter()
-            .filter(|(_, met)| !**met)
-            .map(|(name, _)| *name)
+            .filter_map(|(name, met)| match met {
+                Ok(()) => None,
+                Err(None) => Some((*name).to_owned()),
+                Err(Some(cause)) => Some(format!("{name} ({cause})")),
+            })
             .collect()
     }
 
@@ -97,7 +103,7 @@ impl Readiness {
     pub async fn ready(&self) {
         let mut changes = self.conditions.subscribe();
         let _ = changes
-            .wait_for(|conditions| conditions.values().all(|met| *met))
+            .wait_for(|conditions| conditions.values().all(Result::is_ok))
             .await;
     }
 
@@ -105,7 +111,7 @@ impl Readiness {
     pub async fn changed_from(&self, was: bool) -> bool {
         let mut changes = self.conditions.subscribe();
         let _ = changes
-            .wait_for(|conditions| conditions.values().all(|met| *met) != was)
+            .wait_for(|conditions| conditions.values().all(Result::is_ok) != was)
             .await;
         !was
     }
@@ -114,6 +120,15 @@ impl Readiness {
 impl Condition {
     /// Sets whether the condition is met.
     pub fn set(&self, met: bool) {
+        self.change(if met { Ok(()) } else { Err(None) });
+    }
+
+    /// Sets the condition to not met, with the cause for operators.
+    pub fn unmet(&self, cause: &'static str) {
+        self.change(Err(Some(cause)));
+    }
+
+    fn change(&self, met: Met) {
         self.readiness
             .conditions
             .send_if_modified(|conditions| conditions.insert(self.name, met) != Some(met));

@@ -4,7 +4,7 @@ use compute::Invalid;
 use session_core::machine::Refusal;
 use session_core::{OrgId, Quota, Reason, Session, Status};
 use session_proto::error::Refused;
-use session_store::Error;
+use session_store::{Error, OutageCause};
 
 /// The error for members of a disabled organization.
 pub(crate) fn org_disabled(org: &OrgId) -> Refused {
@@ -45,12 +45,9 @@ pub(crate) fn store(error: Error) -> Refused {
             "The session ended or its tokens were revoked while the token was made. Try again.",
         ),
         Error::BadPageToken => Refused::field("page_token", "is not one that this API returned"),
-        Error::Unavailable(cause) => {
-            tracing::warn!(cause, "state store unavailable");
-            Refused::new(
-                Reason::ControlPlaneUnavailable,
-                "Berth cannot reach its state at the moment. Running queries go on; try again shortly.",
-            )
+        Error::Unavailable(outage) => {
+            tracing::warn!(cause = %outage.cause, detail = outage.detail, "state store unavailable");
+            Refused::new(Reason::ControlPlaneUnavailable, outage_text(outage.cause))
         }
         Error::Full => {
             tracing::error!("state store out of memory: new sessions and definitions are rejected");
@@ -67,6 +64,49 @@ pub(crate) fn store(error: Error) -> Refused {
                 "A stored record cannot be read. Tell your platform team.",
             )
         }
+    }
+}
+
+/// What callers are told about an outage of the state store, and whether waiting helps.
+const fn outage_text(cause: OutageCause) -> &'static str {
+    match cause {
+        OutageCause::Unreachable => {
+            "Berth cannot reach its state at the moment. Running queries go on; try again shortly."
+        }
+        OutageCause::Moving => {
+            "Berth's state is moving to another server at the moment. Running queries go on; try again shortly."
+        }
+        OutageCause::Overloaded => {
+            "Berth has too many calls to its state at the moment. Running queries go on; try again shortly."
+        }
+        OutageCause::Disk => {
+            "Berth's state store cannot write to its disk and accepts no changes. Running queries go on; try again later, and tell your platform team."
+        }
+        OutageCause::Replicas => {
+            "Berth's state store has too few replicas and accepts no changes. Running queries go on; try again later, and tell your platform team."
+        }
+        OutageCause::Access => {
+            "Berth's state store rejects the credentials or the rights of session-manager. Running queries go on; tell your platform team."
+        }
+        OutageCause::Eviction => {
+            "Berth's state store could delete sessions when its memory is short, so it is not used. Running queries go on; tell your platform team."
+        }
+    }
+}
+
+/// The unmet condition of readiness, for operators.
+pub(crate) const fn store_condition(error: &Error) -> &'static str {
+    let Error::Unavailable(outage) = error else {
+        return "an unexpected answer";
+    };
+    match outage.cause {
+        OutageCause::Unreachable => "unreachable",
+        OutageCause::Moving => "moving to another server, or loading its data",
+        OutageCause::Overloaded => "too many calls in flight",
+        OutageCause::Disk => "it cannot write to its disk",
+        OutageCause::Replicas => "too few replicas",
+        OutageCause::Access => "it rejects the credentials or the rights",
+        OutageCause::Eviction => "it may evict keys",
     }
 }
 

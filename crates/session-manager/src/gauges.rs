@@ -1,5 +1,5 @@
-//! Gauges that are read from the store: live sessions by status, and the lag of
-//! the due-queue.
+//! Gauges that are read from the store: live sessions by status, the lag of the
+//! due-queue, and the memory of the store.
 
 use crate::definitions::DefinitionStore;
 use crate::metrics::Metrics;
@@ -25,6 +25,7 @@ pub(crate) async fn run(
     let mut measurement: u64 = 0;
     loop {
         let counted = async {
+            metrics.store_memory(store.memory().await?);
             let now = store.now().await?;
             let oldest = store.oldest_due().await?;
             metrics.due_lag(oldest.map_or(Duration::ZERO, |at| now.since(at)));

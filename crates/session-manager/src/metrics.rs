@@ -7,6 +7,7 @@ use service_kit::metrics::{
 use session_core::machine::Effect;
 use session_core::session::Making;
 use session_core::{Session, State, Status};
+use session_store::{Error, Memory, OutageCause};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -118,6 +119,28 @@ service_kit::labels! {
 }
 
 service_kit::labels! {
+    /// Why the state store is unavailable.
+    pub(crate) enum StoreOutage("cause") {
+        /// No connection, or no answer in time.
+        Unreachable => "unreachable",
+        /// Another server takes over, or one loads its data.
+        Moving => "moving",
+        /// Too many calls in flight.
+        Overloaded => "overloaded",
+        /// It cannot write to its disk.
+        Disk => "disk",
+        /// Too few replicas.
+        Replicas => "replicas",
+        /// It rejects the credentials or the rights.
+        Access => "access",
+        /// It may evict records.
+        Eviction => "eviction",
+        /// An answer that cannot be decoded.
+        Other => "other",
+    }
+}
+
+service_kit::labels! {
     /// How a start used the warm pools of its cluster.
     pub(crate) enum PoolOutcome("outcome") {
         /// Claimed compute of a pool.
@@ -146,6 +169,7 @@ pub(crate) struct Metrics {
     provisioning: Arc<Family<Provisioned, Histogram>>,
     orphans: OrphanMetrics,
     pools: PoolMetrics,
+    store: StoreMetrics,
 }
 
 /// The metrics of warm pools.
@@ -256,6 +280,33 @@ impl OrphanMetrics {
     }
 }
 
+/// The metrics of the state store.
+#[derive(Debug)]
+struct StoreMetrics {
+    unavailable: Arc<Family<StoreOutage, Gauge>>,
+    memory_used: Arc<Family<(), Gauge>>,
+    memory_limit: Arc<Family<(), Gauge>>,
+}
+
+impl StoreMetrics {
+    fn new(registry: &Registry) -> Self {
+        Self {
+            unavailable: registry.gauge(
+                "session_manager_store_unavailable",
+                "1 while the state store is unavailable or rejects changes, by the cause.",
+            ),
+            memory_used: registry.gauge(
+                "session_manager_store_memory_used_bytes",
+                "Used memory of the server of the state store with the smallest free share.",
+            ),
+            memory_limit: registry.gauge(
+                "session_manager_store_memory_limit_bytes",
+                "Memory limit of this server; 0 without a limit.",
+            ),
+        }
+    }
+}
+
 impl Metrics {
     pub(crate) fn new(registry: &Registry) -> Self {
         Self {
@@ -304,6 +355,7 @@ impl Metrics {
             ),
             orphans: OrphanMetrics::new(registry),
             pools: PoolMetrics::new(registry),
+            store: StoreMetrics::new(registry),
         }
     }
 
@@ -354,6 +406,29 @@ impl Metrics {
                 .at(live)
                 .set(i64::try_from(count).unwrap_or(i64::MAX));
         }
+    }
+
+    /// Records whether the state store is available, and if not, why.
+    pub(crate) fn store_available(&self, check: &Result<(), Error>) {
+        let cause = check.as_ref().err().map(StoreOutage::of);
+        for one in StoreOutage::ALL {
+            self.store
+                .unavailable
+                .at(*one)
+                .set(i64::from(cause == Some(*one)));
+        }
+    }
+
+    pub(crate) fn store_memory(&self, memory: Option<Memory>) {
+        let bytes = |value: Option<u64>| i64::try_from(value.unwrap_or(0)).unwrap_or(i64::MAX);
+        self.store
+            .memory_used
+            .at(())
+            .set(bytes(memory.map(|memory| memory.used)));
+        self.store
+            .memory_limit
+            .at(())
+            .set(bytes(memory.map(|memory| memory.limit)));
     }
 
     pub(crate) fn due_lag(&self, lag: Duration) {
@@ -417,7 +492,24 @@ impl Metrics {
     }
 }
 
-const fn outcome(ok: bool) -> Outcome {
+impl StoreOutage {
+    fn of(error: &Error) -> Self {
+        let Error::Unavailable(outage) = error else {
+            return Self::Other;
+        };
+        match outage.cause {
+            OutageCause::Unreachable => Self::Unreachable,
+            OutageCause::Moving => Self::Moving,
+            OutageCause::Overloaded => Self::Overloaded,
+            OutageCause::Disk => Self::Disk,
+            OutageCause::Replicas => Self::Replicas,
+            OutageCause::Access => Self::Access,
+            OutageCause::Eviction => Self::Eviction,
+        }
+    }
+}
+
+fn outcome(ok: bool) -> Outcome {
     if ok { Outcome::Ok } else { Outcome::Failed }
 }
 

@@ -16,7 +16,7 @@ use crate::metrics::Metrics;
 use crate::providers::registry::Providers;
 use crate::server::{Listeners, Ports, serve};
 use crate::startup::until_available;
-use crate::{api, audit, gauges, lifecycle::retention};
+use crate::{api, audit, error, gauges, lifecycle::retention};
 use anyhow::{Context, Result};
 use service_kit::admin::{Admin, Condition};
 use service_kit::polled_document::Document;
@@ -223,7 +223,14 @@ impl Parts {
         let (definitions, metrics) = (api.definitions.clone(), Arc::clone(&api.metrics));
         shutdown.spawn(gauges::run(Arc::clone(store), definitions, metrics, stop.clone()));
         let available = admin.readiness.condition("state store");
-        let available = move |answers| available.set(answers);
+        let metrics = Arc::clone(&api.metrics);
+        let available = move |check: &Result<(), session_store::Error>| {
+            metrics.store_available(check);
+            match check {
+                Ok(()) => available.set(true),
+                Err(error) => available.unmet(error::store_condition(error)),
+            }
+        };
         shutdown.spawn(watch_store(Arc::clone(store), freshness, available, stop.clone()));
         let (admission, stopped) = (Arc::clone(&api.admission), stop.clone());
         shutdown.spawn(async move { admission.authenticator.keep_fresh(stopped).await });
@@ -345,13 +352,13 @@ fn forget_old_keys(keyring: &Keyring, clock: &dyn Clock) {
 pub(crate) async fn watch_store(
     store: Arc<dyn SessionStore>,
     freshness: Arc<ReportFreshness>,
-    available: impl Fn(bool),
+    available: impl Fn(&Result<(), session_store::Error>),
     stop: CancellationToken,
 ) {
     loop {
-        let answers = store.ping().await.is_ok();
-        available(answers);
-        if answers {
+        let check = store.ping().await;
+        available(&check);
+        if check.is_ok() {
             freshness.store_available().await;
         } else {
             freshness.store_unavailable();

@@ -68,10 +68,7 @@ mod tests {
         let attempts = AtomicUsize::new(0);
         let attempt = || async {
             match attempts.fetch_add(1, Ordering::Relaxed) {
-                0 => Err(ConnectError::Unavailable(Error::Unavailable(
-                    "refused".to_owned(),
-                )))
-                .context("store.url"),
+                0 => Err(ConnectError::Unavailable(Error::unreachable("refused"))).context("store.url"),
                 1 => Err(Error::Full).context("writing cluster c"),
                 n => Ok(n),
             }
@@ -83,7 +80,7 @@ mod tests {
         let wrong = || async { Err::<(), _>(ConnectError::Prefix).context("store.url") };
         assert!(until_available("test", &stop, wrong).await.is_err());
 
-        let away = || async { Err::<(), _>(Error::Unavailable(String::new()).into()) };
+        let away = || async { Err::<(), _>(Error::unreachable("").into()) };
         let waiting = until_available("test", &stop, away);
         let (outcome, ()) = tokio::join!(waiting, async {
             tokio::time::sleep(10 * RETRY_INTERVAL).await;

@@ -12,6 +12,7 @@ pub mod definitions;
 pub mod due_queue;
 pub mod leases;
 pub mod memory;
+pub mod outage;
 pub mod placements;
 pub mod redis;
 pub mod retention;
@@ -31,6 +32,7 @@ pub use change_feed::{Change, ChangeFeed, Feed, FeedProgress};
 pub use definitions::{Definition, DefinitionQuota, Definitions, Kind};
 pub use due_queue::DueQueue;
 pub use leases::Leases;
+pub use outage::{Outage, OutageCause};
 pub use placements::Placements;
 pub use retention::{Retention, Tombstones};
 pub use session_core::SessionKey;
@@ -42,7 +44,7 @@ pub use spark_bindings::SparkBindings;
 pub use spark_sessions::SparkSessions;
 use std::sync::Arc;
 use std::time::Duration;
-pub use store_health::StoreHealth;
+pub use store_health::{Memory, StoreHealth};
 pub(crate) use tokens::first_use;
 pub use tokens::{TOKEN_RETENTION, TokenRecord, Tokens};
 
@@ -145,9 +147,10 @@ pub enum Error {
     /// The page token is not from this store.
     #[error("page_token is invalid")]
     BadPageToken,
-    /// The store is unreachable or did not answer in time.
+    /// The store cannot be used at the moment. The outcome of a write is unknown if the
+    /// store is unreachable.
     #[error("the state store is unavailable: {0}")]
-    Unavailable(String),
+    Unavailable(Outage),
     /// The store is short of memory and rejects new data. Writes that end something
     /// still succeed.
     #[error("the state store is short of memory")]
@@ -155,6 +158,13 @@ pub enum Error {
     /// A stored record cannot be decoded.
     #[error("a stored record is corrupt: {0}")]
     Corrupt(String),
+}
+
+impl Error {
+    /// The store is unreachable or did not answer in time.
+    pub fn unreachable(detail: impl Into<String>) -> Self {
+        Self::Unavailable(Outage::new(OutageCause::Unreachable, detail))
+    }
 }
 
 /// The URL of a [`memory::MemoryStore`].

@@ -3,6 +3,7 @@
 use crate::paths::on_path;
 use crate::process::{Process, Signal};
 use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Resource, Rlimit};
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -38,9 +39,13 @@ pub struct Launch<'a> {
     pub port: u16,
     /// The arguments of `redis-server`; no secrets, every user can read them.
     pub args: &'a [String],
-    /// The password that its configuration file names.
-    pub password: Option<&'a str>,
+    /// What its default user needs, as `AUTH` takes it: a password, or a user and its password.
+    pub login: Option<&'a str>,
 }
+
+/// Starts the server so that a write beyond the limit of file sizes fails, as on a full disk;
+/// the signal for it would kill the server.
+const WITHOUT_FILE_SIGNAL: [&str; 3] = ["-c", "trap '' XFSZ; exec \"$@\"", "sh"];
 
 /// A running `redis-server`; ends when dropped and when its owner dies.
 #[derive(Debug)]
@@ -57,14 +62,18 @@ impl RedisServer {
     pub async fn launch(launch: Launch<'_>) -> Result<Self> {
         let log = launch.dir.join("redis.log");
         std::fs::write(&log, "")?;
-        let mut command = Command::new(on_path("redis-server")?);
-        command.args(launch.args).current_dir(launch.dir);
+        let mut command = Command::new("sh");
+        command
+            .args(WITHOUT_FILE_SIGNAL)
+            .arg(on_path("redis-server")?)
+            .args(launch.args)
+            .current_dir(launch.dir);
         let process = Process::start(&command, &log, launch.temporary.then_some(launch.dir))?;
         let server = Self { process };
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, launch.port));
         let deadline = Instant::now() + READY_TIMEOUT;
         loop {
-            let last = match server.answers(address, launch.password).await {
+            let last = match server.answers(address, launch.login).await {
                 Ok(()) => return Ok(server),
                 Err(error) if error.is::<PortTaken>() => return Err(error),
                 Err(error) => error,
@@ -112,6 +121,21 @@ impl RedisServer {
         Ok(())
     }
 
+    /// Limits the size of each of its files, so that writes beyond it fail as on a full disk;
+    /// `None` removes the limit.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn limit_files(&self, bytes: Option<u64>) -> Result<()> {
+        let pid = i32::try_from(self.pid()).ok().and_then(Pid::from_raw);
+        let limit = Rlimit {
+            current: bytes,
+            maximum: None,
+        };
+        rustix::process::prlimit(pid, Resource::Fsize, limit).context("limiting the size of files")?;
+        Ok(())
+    }
+
     /// Ends it in order and waits for that.
     ///
     /// # Errors
@@ -128,30 +152,30 @@ impl RedisServer {
         self.process.stop_blocking(signal).map(drop)
     }
 
-    async fn answers(&self, address: SocketAddr, password: Option<&str>) -> Result<()> {
+    async fn answers(&self, address: SocketAddr, login: Option<&str>) -> Result<()> {
         // The answer names the process, so another one on this port is noticed.
-        let info = ask(address, password, "INFO server").await?;
+        let info = ask(address, login, "INFO server").await?;
         if !info.contains(&format!("process_id:{}\r\n", self.pid())) {
             return Err(PortTaken.into());
         }
         // An append-only file is read before the first command is served.
-        let pong = ask(address, password, "PING").await?;
+        let pong = ask(address, login, "PING").await?;
         ensure!(pong.starts_with("+PONG"), "{pong}");
         Ok(())
     }
 }
 
 /// Sends one command, words separated by spaces, and returns the raw start of
-/// the answer.
+/// the answer. `login` is what `AUTH` takes.
 ///
 /// # Errors
-/// When there is no answer within five seconds, or the password is wrong.
-pub async fn ask(address: SocketAddr, password: Option<&str>, words: &str) -> Result<String> {
+/// When there is no answer within five seconds, or the login is wrong.
+pub async fn ask(address: SocketAddr, login: Option<&str>, words: &str) -> Result<String> {
     let exchange = async {
         let mut stream = TcpStream::connect(address).await?;
-        if let Some(password) = password {
-            let answer = send(&mut stream, &format!("AUTH {password}")).await?;
-            ensure!(answer.starts_with("+OK"), "the password is rejected: {answer}");
+        if let Some(login) = login {
+            let answer = send(&mut stream, &format!("AUTH {login}")).await?;
+            ensure!(answer.starts_with("+OK"), "the login is rejected: {answer}");
         }
         send(&mut stream, words).await
     };

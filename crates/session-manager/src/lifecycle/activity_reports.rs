@@ -137,7 +137,8 @@ impl ReportIntake {
         sessions: Vec<SessionReport>,
     ) -> Result<(), Error> {
         let outcome = self.accept_all(proxy, sequence, sessions).await;
-        if matches!(outcome, Err(Error::Unavailable(_))) {
+        // Calls of this report may be missing in the store.
+        if matches!(outcome, Err(Error::Unavailable(_) | Error::Full)) {
             self.freshness.store_unavailable();
         }
         self.metrics.reported(outcome.is_ok());

@@ -128,7 +128,7 @@ impl FaultyStore {
         let late = self.run.world.one_in(4);
         tokio::time::sleep(if late { TIMEOUT } else { Duration::from_millis(1) }).await;
         self.run.alive().await;
-        Error::Unavailable(what.to_owned())
+        Error::unreachable(what)
     }
 
     /// The delay of a write that takes effect after its caller's timeout, if so.
@@ -181,7 +181,7 @@ impl FaultyStore {
             });
             tokio::time::sleep(TIMEOUT.min(delay)).await;
             self.run.alive().await;
-            return Err(Error::Unavailable("no answer in time".to_owned()));
+            return Err(Error::unreachable("no answer in time"));
         }
         let key = commit.session.key();
         self.call_for(Some(&key), "a commit", write(commit)).await
@@ -280,7 +280,7 @@ impl DueQueue for FaultyStore {
                 tokio::time::sleep(delay).await;
                 drop(write.await);
             });
-            return Err(Error::Unavailable("no answer in time".to_owned()));
+            return Err(Error::unreachable("no answer in time"));
         }
         self.call_for(Some(key), "set_due", write).await
     }
@@ -449,6 +449,9 @@ impl StoreHealth for FaultyStore {
     }
     async fn ping(&self) -> Result<(), Error> {
         self.call("ping", self.inner().ping()).await
+    }
+    async fn memory(&self) -> Result<Option<session_store::Memory>, Error> {
+        self.call("memory", self.inner().memory()).await
     }
 }
 

@@ -1,7 +1,7 @@
 //! Clock, epoch and reachability in memory.
 
 use super::MemoryStore;
-use crate::{Error, StoreHealth};
+use crate::{Error, Memory, StoreHealth};
 use async_trait::async_trait;
 use session_core::Timestamp;
 use std::sync::atomic::Ordering;
@@ -18,5 +18,9 @@ impl StoreHealth for MemoryStore {
 
     async fn ping(&self) -> Result<(), Error> {
         Ok(())
+    }
+
+    async fn memory(&self) -> Result<Option<Memory>, Error> {
+        Ok(None)
     }
 }

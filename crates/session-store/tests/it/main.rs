@@ -7,6 +7,7 @@ mod idle_model;
 mod memory_clock;
 mod model;
 mod record_dictionary;
+mod redis_acl;
 mod redis_cluster;
 mod redis_memory;
 mod redis_outages;

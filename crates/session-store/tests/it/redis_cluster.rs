@@ -39,9 +39,8 @@ fn orgs() -> Vec<&'static str> {
 }
 
 async fn slot_of(cluster: &PrivateCluster, org: &OrgId) -> usize {
-    let tag = format!("CLUSTER KEYSLOT {{p{:02}}}", org.partition());
-    let answer = cluster.servers[0].command(&tag).await.unwrap();
-    answer.trim().trim_start_matches(':').parse().unwrap()
+    let tag = format!("{{p{:02}}}", org.partition());
+    cluster.slot_of(&tag).await.unwrap()
 }
 
 async fn change_of(feed: &mut BoxStream<'static, Feed>, key: &SessionKey) -> u64 {
@@ -135,32 +134,14 @@ async fn a_partition_that_moves_is_followed() {
     let slot = slot_of(&cluster, &session.org).await;
     let from = cluster.master_of(slot);
     let to = (from + 1) % 3;
-    let (from_id, to_id) = (cluster.id(from).await.unwrap(), cluster.id(to).await.unwrap());
-    let (source, target) = (&cluster.servers[from], &cluster.servers[to]);
-    let ok = async |server: &test_support::redis::PrivateRedis, words: String| {
-        let answer = server.command(&words).await.unwrap();
-        assert!(answer.starts_with("+OK"), "{words}: {answer}");
-    };
-    ok(target, format!("CLUSTER SETSLOT {slot} IMPORTING {from_id}")).await;
-    ok(source, format!("CLUSTER SETSLOT {slot} MIGRATING {to_id}")).await;
-    let keys = source
-        .command(&format!("CLUSTER GETKEYSINSLOT {slot} 1000"))
-        .await
-        .unwrap();
-    let port = target.address().port();
-    for key in keys.lines().filter(|line| line.starts_with("berth:")) {
-        ok(source, format!("MIGRATE 127.0.0.1 {port} {key} 0 5000")).await;
-    }
+    let moving = cluster.begin_move(slot, from, to).await.unwrap();
+    while moving.move_keys(100).await.unwrap() > 0 {}
     // All keys have moved, but the slot map of the cluster is not updated yet.
     assert_eq!(store.get(&session.key()).await.unwrap(), Some(session.clone()));
     assert_eq!(store.events(&session.key()).await.unwrap().len(), 1);
     // A write uses keys that do not exist yet, and Redis cannot distinguish them from
     // keys that have not moved yet: the write waits until the slot has moved.
-    let end = async {
-        for server in [target, source, &cluster.servers[3 - from - to]] {
-            ok(server, format!("CLUSTER SETSLOT {slot} NODE {to_id}")).await;
-        }
-    };
+    let end = async { moving.end().await.unwrap() };
     let (session, ()) = tokio::join!(commit(&store, touch(&session)), end);
     let session = commit(&store, touch(&session)).await;
     assert_eq!(store.get(&session.key()).await.unwrap(), Some(session.clone()));
@@ -196,11 +177,7 @@ async fn a_dead_master_is_replaced_and_the_others_continue() {
         let master = cluster.master_of(slot_of(&cluster, &session.org).await);
         by_master.entry(master).or_insert(session);
     }
-    let global: usize = {
-        let answer = cluster.servers[0].command("CLUSTER KEYSLOT {g}").await.unwrap();
-        answer.trim().trim_start_matches(':').parse().unwrap()
-    };
-    let global = cluster.master_of(global);
+    let global = cluster.master_of(cluster.slot_of("{g}").await.unwrap());
     let dies = (0..3).find(|n| *n != global).unwrap();
     let (lost, kept) = (by_master[&dies].clone(), by_master[&global].clone());
     // A replica has the end and all earlier writes.

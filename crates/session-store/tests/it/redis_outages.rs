@@ -33,7 +33,7 @@ async fn callers_beyond_the_limit_are_turned_away_at_once() {
     let (mut at_once, mut late) = (0, 0);
     for answer in calls.await {
         match answer.unwrap() {
-            (Err(Error::Unavailable(why)), _) if why.contains("in flight") => at_once += 1,
+            (Err(Error::Unavailable(why)), _) if why.detail.contains("in flight") => at_once += 1,
             (Err(Error::Unavailable(_)), at) => {
                 assert!(at - begun >= Duration::from_millis(900));
                 late += 1;
@@ -88,7 +88,7 @@ async fn a_server_that_comes_back_must_still_keep_what_it_is_given() {
         .await
         .unwrap();
     let refused = eventually("it is noticed", async || match store.get(&key).await {
-        Err(Error::Unavailable(why)) if why.contains("allkeys-lru") => Ok(why),
+        Err(Error::Unavailable(why)) if why.detail.contains("allkeys-lru") => Ok(why),
         other => Err(other),
     });
     refused.await;

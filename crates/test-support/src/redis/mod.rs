@@ -4,6 +4,7 @@
 //! and never outlives the test, even one that is killed ([`local_stack::Process`]).
 
 mod cluster;
+mod secured;
 mod sentinel;
 mod tls;
 
@@ -11,6 +12,7 @@ use anyhow::ensure;
 pub use cluster::PrivateCluster;
 use local_stack::Signal;
 use local_stack::redis::{Launch, PortTaken, READY_TIMEOUT, RedisServer, ask};
+pub use secured::{Secured, documented_rules};
 pub use sentinel::Watched;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -30,6 +32,8 @@ pub struct RedisOptions {
     /// Runs as a member of a Redis Cluster, which rejects commands that touch two
     /// hash slots. A single server has all slots.
     pub cluster: bool,
+    /// TLS and users; without it the server takes plaintext from everybody.
+    pub secured: Option<Secured>,
     /// More arguments of the command line.
     pub more: Vec<String>,
 }
@@ -49,6 +53,9 @@ impl RedisOptions {
             add("--cluster-enabled", "yes");
             add("--cluster-port", &free_port()?.to_string());
         }
+        if let Some(secured) = &self.secured {
+            words.extend(secured.server_words(dir, self.cluster)?);
+        }
         words.extend(self.more.iter().cloned());
         Ok(words)
     }
@@ -60,6 +67,7 @@ pub struct PrivateRedis {
     options: RedisOptions,
     dir: TempDir,
     port: u16,
+    tls_port: Option<u16>,
     server: Option<RedisServer>,
 }
 
@@ -84,10 +92,11 @@ impl PrivateRedis {
             options,
             dir,
             port: 0,
+            tls_port: None,
             server: None,
         };
         for _ in 1..PORT_TRIES {
-            redis.port = free_port()?;
+            redis.take_ports()?;
             match redis.launch().await {
                 Err(error) if error.is::<PortTaken>() => {}
                 Err(error) => return Err(error),
@@ -95,18 +104,51 @@ impl PrivateRedis {
             }
         }
         if redis.server.is_none() {
-            redis.port = free_port()?;
+            redis.take_ports()?;
             redis.launch().await?;
         }
         Ok(redis)
     }
 
-    /// URL of the server.
-    pub fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}/", self.port)
+    fn take_ports(&mut self) -> anyhow::Result<()> {
+        self.port = free_port()?;
+        self.tls_port = self.options.secured.is_some().then(free_port).transpose()?;
+        Ok(())
     }
 
-    /// Address of the server.
+    /// URL of the server.
+    pub fn url(&self) -> String {
+        let scheme = if self.tls_port.is_some() {
+            "rediss"
+        } else {
+            "redis"
+        };
+        format!("{scheme}://127.0.0.1:{}/", self.data_port())
+    }
+
+    /// The port for clients and other servers; with TLS if the server has it.
+    pub fn data_port(&self) -> u16 {
+        self.tls_port.unwrap_or(self.port)
+    }
+
+    /// Its folder.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Whether it runs; a server can end by itself.
+    pub fn is_running(&self) -> bool {
+        self.server.as_ref().is_some_and(|server| !server.has_ended())
+    }
+
+    /// Limits the size of each of its files until it ends: writes beyond it fail as on a
+    /// full disk. `None` removes the limit.
+    pub fn limit_files(&self, bytes: Option<u64>) -> anyhow::Result<()> {
+        let server = self.server.as_ref();
+        server.map_or(Ok(()), |server| server.limit_files(bytes))
+    }
+
+    /// Address of the plaintext port, which tests use.
     pub fn address(&self) -> SocketAddr {
         SocketAddr::from((Ipv4Addr::LOCALHOST, self.port))
     }
@@ -138,13 +180,20 @@ impl PrivateRedis {
     /// Sends one command, words separated by spaces, and returns the raw start of
     /// the reply; for changes that bypass the program under test.
     pub async fn command(&self, words: &str) -> anyhow::Result<String> {
-        ask(self.address(), None, words).await
+        ask(self.address(), self.login(), words).await
+    }
+
+    fn login(&self) -> Option<&'static str> {
+        self.options.secured.is_some().then_some(secured::ADMIN)
     }
 
     async fn launch(&mut self) -> anyhow::Result<()> {
         let mut words = self.options.words(self.dir.path())?;
         words.extend(["--port".to_owned(), self.port.to_string()]);
-        self.server = Some(launch(self.dir.path(), self.port, &words).await?);
+        if let Some(port) = self.tls_port {
+            words.extend(["--tls-port".to_owned(), port.to_string()]);
+        }
+        self.server = Some(launch(self.dir.path(), self.port, &words, self.login()).await?);
         Ok(())
     }
 
@@ -164,13 +213,13 @@ impl PrivateRedis {
 }
 
 /// Starts a server whose folder does not outlive the test.
-async fn launch(dir: &Path, port: u16, args: &[String]) -> anyhow::Result<RedisServer> {
+async fn launch(dir: &Path, port: u16, args: &[String], login: Option<&str>) -> anyhow::Result<RedisServer> {
     let launch = Launch {
         dir,
         temporary: true,
         port,
         args,
-        password: None,
+        login,
     };
     RedisServer::launch(launch).await
 }

@@ -1,6 +1,6 @@
 //! A primary with replicas, monitored by sentinels.
 
-use super::{PrivateRedis, READY_TIMEOUT, RedisOptions, RedisServer, free_port, launch};
+use super::{PrivateRedis, READY_TIMEOUT, RedisOptions, RedisServer, Secured, free_port, launch, secured};
 use anyhow::{Context, ensure};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -24,6 +24,7 @@ pub struct Watched {
 #[derive(Debug)]
 struct Sentinel {
     port: u16,
+    tls_port: Option<u16>,
     _server: RedisServer,
     _dir: TempDir,
 }
@@ -31,9 +32,8 @@ struct Sentinel {
 impl PrivateRedis {
     /// Makes it a replica of `primary` and waits until the replication runs.
     pub async fn follow(&self, primary: &Self) -> anyhow::Result<()> {
-        let address = primary.address();
-        self.command(&format!("REPLICAOF {} {}", address.ip(), address.port()))
-            .await?;
+        let (ip, port) = (primary.address().ip(), primary.data_port());
+        self.command(&format!("REPLICAOF {ip} {port}")).await?;
         self.wait_for("INFO replication", "master_link_status:up").await
     }
 
@@ -63,7 +63,7 @@ impl Watched {
         }
         let mut sentinels = Vec::new();
         for _ in 0..SENTINELS {
-            sentinels.push(Sentinel::start(servers[0].address()).await?);
+            sentinels.push(Sentinel::start(servers[0].data_port(), options.secured.as_ref()).await?);
         }
         let watched = Self { servers, sentinels };
         watched.wait_until_all_know_all(replicas).await?;
@@ -75,9 +75,11 @@ impl Watched {
         let hosts: Vec<_> = self
             .sentinels
             .iter()
-            .map(|sentinel| format!("127.0.0.1:{}", sentinel.port))
+            .map(|sentinel| format!("127.0.0.1:{}", sentinel.tls_port.unwrap_or(sentinel.port)))
             .collect();
-        format!("redis-sentinel://{}/{NAME}", hosts.join(","))
+        let secured = self.sentinels.iter().any(|sentinel| sentinel.tls_port.is_some());
+        let scheme = if secured { "rediss" } else { "redis" };
+        format!("{scheme}-sentinel://{}/{NAME}", hosts.join(","))
     }
 
     /// The present primary, by the sentinels: an index of the servers.
@@ -86,11 +88,20 @@ impl Watched {
         let answer = sentinel
             .ask(&format!("SENTINEL GET-MASTER-ADDR-BY-NAME {NAME}"))
             .await?;
-        let is_named = |server: &PrivateRedis| answer.contains(&format!("\r\n{}\r\n", server.port));
+        let is_named = |server: &PrivateRedis| answer.contains(&format!("\r\n{}\r\n", server.data_port()));
         self.servers
             .iter()
             .position(is_named)
             .with_context(|| format!("the sentinels name {answer:?}"))
+    }
+
+    /// Sends one command to each sentinel, as [`PrivateRedis::command`].
+    pub async fn ask_sentinels(&self, words: &str) -> anyhow::Result<Vec<String>> {
+        let mut answers = Vec::new();
+        for sentinel in &self.sentinels {
+            answers.push(sentinel.ask(words).await?);
+        }
+        Ok(answers)
     }
 
     async fn wait_until_all_know_all(&self, replicas: usize) -> anyhow::Result<()> {
@@ -111,30 +122,35 @@ impl Watched {
 }
 
 impl Sentinel {
-    async fn start(primary: SocketAddr) -> anyhow::Result<Self> {
+    async fn start(primary: u16, secured: Option<&Secured>) -> anyhow::Result<Self> {
         let dir = tempfile::Builder::new().prefix("berth-sentinel-").tempdir()?;
         let port = free_port()?;
-        let config = format!(
+        let mut config = format!(
             "port {port}\nbind 127.0.0.1\ndir {dir}\n\
-             sentinel monitor {NAME} {ip} {primary_port} 2\n\
+             sentinel monitor {NAME} 127.0.0.1 {primary} 2\n\
              sentinel down-after-milliseconds {NAME} 1000\n\
              sentinel failover-timeout {NAME} 5000\n",
             dir = dir.path().display(),
-            ip = primary.ip(),
-            primary_port = primary.port(),
         );
+        let tls_port = secured.map(|_| free_port()).transpose()?;
+        if let (Some(secured), Some(tls_port)) = (secured, tls_port) {
+            config += &secured.sentinel_config(NAME, tls_port)?;
+        }
         let file = dir.path().join("sentinel.conf");
         std::fs::write(&file, config)?;
         let words = [file.to_string_lossy().into_owned(), "--sentinel".to_owned()];
-        let server = launch(dir.path(), port, &words).await?;
+        let login = secured.map(|_| secured::ADMIN);
+        let server = launch(dir.path(), port, &words, login).await?;
         Ok(Self {
             port,
+            tls_port,
             _server: server,
             _dir: dir,
         })
     }
 
     async fn ask(&self, words: &str) -> anyhow::Result<String> {
-        super::ask(SocketAddr::from((Ipv4Addr::LOCALHOST, self.port)), None, words).await
+        let login = self.tls_port.map(|_| secured::ADMIN);
+        super::ask(SocketAddr::from((Ipv4Addr::LOCALHOST, self.port)), login, words).await
     }
 }

@@ -54,23 +54,29 @@ impl Certificates {
 
     /// Arguments of a server with TLS on `port` that requires client certificates.
     pub fn words(&self, port: u16) -> anyhow::Result<Vec<String>> {
+        let mut words = vec!["--tls-port".to_owned(), port.to_string()];
+        words.extend(
+            self.server_files()?
+                .into_iter()
+                .flat_map(|(name, value)| [format!("--{name}"), value]),
+        );
+        Ok(words)
+    }
+
+    /// Settings of a server that requires client certificates, without the port.
+    pub(super) fn server_files(&self) -> anyhow::Result<[(&'static str, String); 4]> {
         let path = |path: PathBuf| {
             path.into_os_string()
                 .into_string()
                 .ok()
                 .context("a path is not text")
         };
-        let words = [
-            ("--tls-port", port.to_string()),
-            ("--tls-ca-cert-file", path(self.ca())?),
-            ("--tls-cert-file", path(self.file("server", "pem"))?),
-            ("--tls-key-file", path(self.file("server", "key"))?),
-            ("--tls-auth-clients", "yes".to_owned()),
-        ];
-        let words = words
-            .into_iter()
-            .flat_map(|(name, value)| [name.to_owned(), value]);
-        Ok(words.collect())
+        Ok([
+            ("tls-ca-cert-file", path(self.ca())?),
+            ("tls-cert-file", path(self.file("server", "pem"))?),
+            ("tls-key-file", path(self.file("server", "key"))?),
+            ("tls-auth-clients", "yes".to_owned()),
+        ])
     }
 
     fn file(&self, name: &str, kind: &str) -> PathBuf {

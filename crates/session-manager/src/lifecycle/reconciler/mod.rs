@@ -265,7 +265,7 @@ impl Reconciler {
             if let Err(error) = outcome {
                 span.record("otel.status_code", "ERROR");
                 tracing::warn!(parent: &span, session = %key.id, %error, "reconciling a session failed; it is retried when the store is available, or when its claim expires");
-                if matches!(error, Error::Unavailable(_)) {
+                if matches!(error, Error::Unavailable(_) | Error::Full) {
                     self.retries.add(key);
                 }
             }

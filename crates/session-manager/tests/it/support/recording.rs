@@ -157,6 +157,7 @@ recorded! {
         now() -> Timestamp;
         epoch() -> u64;
         ping() -> ();
+        memory() -> Option<session_store::Memory>;
     }
 }
 

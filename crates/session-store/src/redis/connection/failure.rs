@@ -1,7 +1,7 @@
 //! Failures of Redis calls, and whether a call can be repeated.
 
 use super::target::Address;
-use crate::Error;
+use crate::{Error, Outage, OutageCause};
 use redis::{ErrorKind, RedisError, ServerErrorKind};
 use std::time::Duration;
 
@@ -18,6 +18,8 @@ pub(in crate::redis) enum Failure {
     Evicts(String),
     /// No server is known, or its address or certificate files are unusable.
     NoServer(String),
+    /// No sentinel names the primary; the failure of one of them.
+    Sentinels(Box<Failure>),
     /// Too many calls are in flight.
     TooManyInFlight,
 }
@@ -46,7 +48,11 @@ impl Failure {
     pub(super) fn advice(&self, server: &Address) -> Advice {
         match self {
             Self::Replica(_) => Advice::Retry,
-            Self::Timeout(_) | Self::Evicts(_) | Self::NoServer(_) | Self::TooManyInFlight => Advice::Fail,
+            Self::Timeout(_)
+            | Self::Evicts(_)
+            | Self::NoServer(_)
+            | Self::Sentinels(_)
+            | Self::TooManyInFlight => Advice::Fail,
             Self::Redis(error) => advice(error, server),
         }
     }
@@ -59,6 +65,7 @@ impl Failure {
             | Self::Replica(_)
             | Self::Evicts(_)
             | Self::NoServer(_)
+            | Self::Sentinels(_)
             | Self::TooManyInFlight => false,
         }
     }
@@ -68,36 +75,79 @@ impl Failure {
         match self {
             Self::Timeout(_) | Self::Replica(_) | Self::Evicts(_) => true,
             Self::Redis(error) => error.is_unrecoverable_error() || error.is_io_error(),
-            Self::NoServer(_) | Self::TooManyInFlight => false,
+            Self::NoServer(_) | Self::Sentinels(_) | Self::TooManyInFlight => false,
         }
     }
 
     /// Converts to a store error: `Unavailable` and `Full` can pass with time,
     /// `Corrupt` needs an operator.
     pub(in crate::redis) fn into_error(self) -> Error {
-        let error = match self {
-            Self::Timeout(limit) => return Error::Unavailable(format!("no answer within {limit:?}")),
-            Self::Replica(address) => return Error::Unavailable(format!("{address} is a replica")),
-            Self::Evicts(policy) => {
-                return Error::Unavailable(format!("Redis has maxmemory-policy {policy} now"));
+        let (cause, detail) = match self {
+            Self::Timeout(limit) => (OutageCause::Unreachable, format!("no answer within {limit:?}")),
+            Self::Replica(address) => (OutageCause::Moving, format!("{address} is a replica")),
+            Self::Evicts(policy) => (
+                OutageCause::Eviction,
+                format!("Redis has maxmemory-policy {policy} now"),
+            ),
+            Self::NoServer(why) => (OutageCause::Unreachable, why),
+            Self::Sentinels(failure) => {
+                return match failure.into_error() {
+                    Error::Unavailable(Outage { cause, detail }) => Error::Unavailable(Outage::new(
+                        cause,
+                        format!("no sentinel names the primary: {detail}"),
+                    )),
+                    error => error,
+                };
             }
-            Self::NoServer(why) => return Error::Unavailable(why),
-            Self::TooManyInFlight => return Error::Unavailable("too many calls are in flight".to_owned()),
-            Self::Redis(error) => error,
+            Self::TooManyInFlight => (OutageCause::Overloaded, "too many calls are in flight".to_owned()),
+            Self::Redis(error) => return store_error(&error),
         };
-        match error.kind() {
-            // A key of another type, a failed script or an unexpected reply: the stored
-            // data has another form.
-            ErrorKind::UnexpectedReturnType
-            | ErrorKind::Parse
-            | ErrorKind::Server(ServerErrorKind::ResponseError | ServerErrorKind::CrossSlot) => {
-                Error::Corrupt(error.to_string())
-            }
-            ErrorKind::Extension if error.code() == Some("WRONGTYPE") => Error::Corrupt(error.to_string()),
-            ErrorKind::Extension if error.code() == Some("OOM") => Error::Full,
-            _ => Error::Unavailable(error.to_string()),
-        }
+        Error::Unavailable(Outage::new(cause, detail))
     }
+}
+
+/// The store error of an error of Redis or of the connection.
+fn store_error(error: &RedisError) -> Error {
+    let text = error.to_string();
+    if let Some(cause) = outage_cause(error) {
+        return Error::Unavailable(Outage::new(cause, text));
+    }
+    match error.kind() {
+        // A key of another type, a failed script or an unexpected reply: the stored
+        // data has another form.
+        ErrorKind::UnexpectedReturnType
+        | ErrorKind::Parse
+        | ErrorKind::Server(ServerErrorKind::ResponseError | ServerErrorKind::CrossSlot) => {
+            Error::Corrupt(text)
+        }
+        ErrorKind::Extension if error.code() == Some("WRONGTYPE") => Error::Corrupt(text),
+        ErrorKind::Extension if error.code() == Some("OOM") => Error::Full,
+        _ => Error::unreachable(text),
+    }
+}
+
+/// The start of the text with which Redis 7.0 rejects a command of a script for its
+/// user; later releases answer `NOPERM`.
+const SCRIPT_WITHOUT_RIGHTS: &str = "The user executing the script can't";
+
+/// The cause that Redis itself gives for a rejection that is no fault of the stored data.
+fn outage_cause(error: &RedisError) -> Option<OutageCause> {
+    if error.kind() == ErrorKind::AuthenticationFailed {
+        return Some(OutageCause::Access);
+    }
+    let errors = error.clone().into_server_errors()?;
+    errors.iter().find_map(|(_, one)| match one.code() {
+        "MISCONF" => Some(OutageCause::Disk),
+        "NOREPLICAS" => Some(OutageCause::Replicas),
+        "NOAUTH" | "WRONGPASS" | "NOPERM" => Some(OutageCause::Access),
+        "LOADING" | "MOVED" | "ASK" | "TRYAGAIN" | "CLUSTERDOWN" | "MASTERDOWN" | "READONLY" => {
+            Some(OutageCause::Moving)
+        }
+        _ => one
+            .details()
+            .is_some_and(|details| details.contains(SCRIPT_WITHOUT_RIGHTS))
+            .then_some(OutageCause::Access),
+    })
 }
 
 /// An error of a pipeline contains the errors of its commands.
@@ -175,7 +225,63 @@ mod tests {
         assert!(matches!(error("OOM no memory"), Error::Full));
         assert!(matches!(error("WRONGTYPE x"), Error::Corrupt(_)));
         assert!(matches!(error("ERR x"), Error::Corrupt(_)));
-        assert!(matches!(error("MISCONF x"), Error::Unavailable(_)));
-        assert!(matches!(error("NOREPLICAS x"), Error::Unavailable(_)));
+    }
+
+    /// The texts are those of Redis 7.0 and 7.2.
+    #[test]
+    fn an_outage_has_the_cause_that_redis_gives() {
+        let cause = |failure: Failure| match failure.into_error() {
+            Error::Unavailable(outage) => outage.cause,
+            error => panic!("{error:?}"),
+        };
+        for (answer, expected) in [
+            (
+                "MISCONF Errors writing to the AOF file: No space left on device",
+                OutageCause::Disk,
+            ),
+            (
+                "MISCONF Redis is configured to save RDB snapshots",
+                OutageCause::Disk,
+            ),
+            (
+                "NOREPLICAS Not enough good replicas to write.",
+                OutageCause::Replicas,
+            ),
+            (
+                "NOPERM this user has no permissions to run the 'time' command",
+                OutageCause::Access,
+            ),
+            (
+                "ERR The user executing the script can't run this command or subcommand script: 0a",
+                OutageCause::Access,
+            ),
+            ("NOAUTH Authentication required.", OutageCause::Access),
+            (
+                "WRONGPASS invalid username-password pair or user is disabled.",
+                OutageCause::Access,
+            ),
+            (
+                "TRYAGAIN Multiple keys request during rehashing of slot",
+                OutageCause::Moving,
+            ),
+            ("CLUSTERDOWN Hash slot not served", OutageCause::Moving),
+            (
+                "LOADING Redis is loading the dataset in memory",
+                OutageCause::Moving,
+            ),
+            (
+                "READONLY You can't write against a read only replica.",
+                OutageCause::Moving,
+            ),
+        ] {
+            let failure = Failure::Redis(server_error(answer));
+            assert_eq!(cause(failure.clone()), expected, "{answer}");
+            assert_eq!(cause(Failure::Sentinels(Box::new(failure))), expected, "{answer}");
+        }
+        assert_eq!(cause(Failure::TooManyInFlight), OutageCause::Overloaded);
+        assert_eq!(
+            cause(Failure::Timeout(Duration::from_secs(2))),
+            OutageCause::Unreachable
+        );
     }
 }

@@ -171,13 +171,21 @@ impl Connections {
             .in_flight
             .try_acquire()
             .map_err(|_| Failure::TooManyInFlight)?;
-        self.bounded(self.send_with_retries(slot, request)).await
+        let mut rejection = None;
+        let sent = self.send_with_retries(slot, request, &mut rejection);
+        match self.bounded(sent).await {
+            // Servers answered, but the call was not executed in time: the cause of that
+            // explains more than the time limit.
+            Err(Failure::Timeout(limit)) => Err(rejection.unwrap_or(Failure::Timeout(limit))),
+            outcome => outcome,
+        }
     }
 
     async fn send_with_retries<T: FromRedisValue>(
         &self,
         slot: Slot,
         request: Request<'_>,
+        rejection: &mut Option<Failure>,
     ) -> Result<T, Failure> {
         let target = self.topology.target();
         let mut redirect: Option<Address> = None;
@@ -204,12 +212,14 @@ impl Connections {
                 Advice::Ask(address) => match Box::pin(self.send_asking(&address, request)).await {
                     // Its keys are split over two servers until the migration ends.
                     Err(failure) if failure.advice(&address) == Advice::Retry => {
+                        *rejection = Some(failure);
                         tokio::time::sleep(RETRY_DELAY).await;
                     }
                     outcome => return outcome,
                 },
                 Advice::Retry => {
                     self.topology.invalidate();
+                    *rejection = Some(failure);
                     tokio::time::sleep(RETRY_DELAY).await;
                 }
             }

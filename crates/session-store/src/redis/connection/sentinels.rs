@@ -69,7 +69,7 @@ impl Sentinels {
                 }
             }
             let no_sentinel = || Failure::NoServer("no sentinel is configured".to_owned());
-            best.ok_or_else(|| why.unwrap_or_else(no_sentinel))
+            best.ok_or_else(|| Failure::Sentinels(Box::new(why.unwrap_or_else(no_sentinel))))
         })
     }
 }

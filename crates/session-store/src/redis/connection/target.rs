@@ -171,7 +171,8 @@ impl Target {
         };
         let info = addr
             .into_connection_info()?
-            .set_redis_settings(settings.clone())
+            // The name of the library is another command that users would need rights for.
+            .set_redis_settings(settings.clone().set_skip_set_lib_name())
             .set_tcp_settings(tcp);
         match &self.tls {
             None => Ok(Client::open(info)?),

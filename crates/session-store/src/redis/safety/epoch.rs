@@ -7,10 +7,10 @@
 //! back in time. The epoch is stored in Redis, so that all managers agree on it, and is
 //! at least the time, so that it also increases when Redis lost the last one.
 
-use crate::Error;
 use crate::redis::connection::{Connections, Failure};
 use crate::redis::schema::keys::{Keys, Slot};
 use crate::redis::scripts::Scripts;
+use crate::{Error, Outage};
 use futures::future::join_all;
 use parking_lot::{Mutex, MutexGuard};
 use std::sync::Arc;
@@ -27,6 +27,8 @@ pub(in crate::redis) struct Epoch {
     lineage: Mutex<String>,
     /// Last heartbeat of each slot.
     heartbeats: Mutex<Vec<u64>>,
+    /// Why a server rejected the last heartbeat, if one did.
+    rejection: Mutex<Option<Outage>>,
 }
 
 impl Epoch {
@@ -42,6 +44,7 @@ impl Epoch {
             known: watch::Sender::new(0),
             lineage: Mutex::default(),
             heartbeats: Mutex::new(vec![0; Slot::all().count()]),
+            rejection: Mutex::default(),
         }
     }
 
@@ -71,20 +74,33 @@ impl Epoch {
             let call = self.scripts.heartbeat.key(self.keys.heartbeat(slot));
             (slot, self.connections.run::<u64>(&call).await)
         }));
-        let mut went_back = false;
+        let (mut went_back, mut rejection) = (false, None);
         for (slot, heartbeat) in heartbeats.await {
-            let Ok(heartbeat) = heartbeat else { continue };
+            let heartbeat = match heartbeat {
+                Ok(heartbeat) => heartbeat,
+                Err(Error::Unavailable(outage)) if outage.cause.rejects_changes() => {
+                    rejection = Some(outage);
+                    continue;
+                }
+                Err(_) => continue,
+            };
             let mut heartbeats = self.heartbeats();
             if let Some(last) = heartbeats.get_mut(slot.index()) {
                 went_back |= heartbeat <= *last;
                 *last = heartbeat;
             }
         }
+        *self.rejection.lock() = rejection;
         if went_back {
             tracing::warn!("Redis went back in time; reading all state again");
         }
         self.current().await?;
         self.agree("", went_back).await.map(drop)
+    }
+
+    /// Why a server rejected the last heartbeat, and so rejects all changes.
+    pub(in crate::redis) fn rejection(&self) -> Option<Outage> {
+        self.rejection.lock().clone()
     }
 
     /// Agrees with all managers on the epoch of a lineage.

@@ -140,7 +140,7 @@ impl RedisStore {
         });
         written
             .await
-            .unwrap_or_else(|error| Err(Error::Unavailable(error.to_string())))
+            .unwrap_or_else(|error| Err(Error::unreachable(error.to_string())))
     }
 
     /// Adds a second audit record that marks the change as unreplicated: the first one

@@ -5,7 +5,7 @@ use session_core::{
     Activity, Actor, ChangeReason, Limits, OrgId, PrincipalId, Session, SessionKey, Timestamp, TokenId,
 };
 use session_store::memory::MemoryStore;
-use session_store::redis::{Options, RedisStore};
+use session_store::redis::{Credentials, Options, RedisStore};
 use session_store::{Commit, Create, Report, RequestId, SessionStore, TokenRecord};
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use test_support::fixtures;
-use test_support::redis::PrivateRedis;
+use test_support::redis::{PrivateRedis, documented_rules};
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, sleep};
 
@@ -38,6 +38,8 @@ pub(crate) fn tag() -> String {
 
 /// Long, because the machine is shared with other tests.
 pub(crate) const LIMIT: Duration = Duration::from_secs(30);
+/// Password of the user of the contract.
+const PASSWORD: &str = "contract";
 pub(crate) const FAR: Duration = Duration::from_secs(100 * 24 * 3600);
 
 static UNIQUE: AtomicU64 = AtomicU64::new(1);
@@ -54,7 +56,17 @@ pub(crate) fn memory() -> Store {
 /// The server of all tests of the program; ends with the program.
 pub(crate) async fn server() -> &'static PrivateRedis {
     SERVER
-        .get_or_init(async || PrivateRedis::start().await.unwrap())
+        .get_or_init(async || {
+            let redis = PrivateRedis::start().await.unwrap();
+            // The rights of the documents, for the prefixes of tests.
+            let [rules, _] = documented_rules().unwrap();
+            let rules = rules.replace("~berth:*", "~test*");
+            let made = redis
+                .command(&format!("ACL SETUSER berth on >{PASSWORD} {rules}"))
+                .await;
+            assert_eq!(made.unwrap(), "+OK\r\n");
+            redis
+        })
         .await
 }
 
@@ -67,12 +79,16 @@ pub(crate) fn options() -> Options {
     }
 }
 
+/// A store on the server of all tests, as a user with the documented rights and no others.
 pub(crate) async fn redis() -> Store {
-    Arc::new(
-        RedisStore::connect(&server().await.url(), &options())
-            .await
-            .unwrap(),
-    )
+    let options = Options {
+        credentials: Credentials {
+            username: Some("berth".to_owned()),
+            password: Some(PASSWORD.to_owned()),
+        },
+        ..options()
+    };
+    connect(server().await, &options).await
 }
 
 /// Repeats `probe` until it returns a value; fails with the last observation.

@@ -279,7 +279,7 @@ async fn start_redis(stack: &mut Stack, state: &Path, ports: &Ports) -> Result<S
         temporary: false,
         port: ports.redis.port(),
         args: &[file.display().to_string()],
-        password: Some(&password),
+        login: Some(&password),
     };
     let redis = RedisServer::launch(launch).await;
     stack.redis = Some(redis.context("starting Redis")?);
