@@ -30,6 +30,7 @@ mod python_package;
 mod quickstart;
 mod reattach;
 mod recipes;
+mod redis_for_real;
 mod refusals;
 mod replaced;
 mod restarts;
