@@ -71,6 +71,10 @@ conformance: build ## Test suites of other projects, direct and through Berth, c
 churn: build ## Managers, Redis, primaries and masters die under load, SECONDS_EACH=600 each (ONLY=managers)
 	CHURN_SECONDS=$(or $(SECONDS_EACH),600) cargo test --locked --workspace --test e2e churn::$(ONLY) -- --test-threads=1 --nocapture
 
+.PHONY: redis-faults
+redis-faults: build ## TLS, rights, moving slots, a full disk and no memory of a real Redis under load, SECONDS_EACH=30 a phase (ONLY=slots)
+	REDIS_SECONDS=$(or $(SECONDS_EACH),30) cargo test --locked --workspace --test e2e redis_for_real::$(ONLY) -- --test-threads=1 --nocapture
+
 .PHONY: revocation cancels
 revocation: build ## How soon nine removals are effective, in four states; writes docs/security.md (ROUNDS=50 CUT_ROUNDS=10)
 	ROUNDS=$(or $(ROUNDS),50) CUT_ROUNDS=$(or $(CUT_ROUNDS),10) cargo test --locked --workspace --test e2e revocation::matrix -- --include-ignored --nocapture

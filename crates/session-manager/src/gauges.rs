@@ -12,6 +12,8 @@ use tokio_util::sync::CancellationToken;
 
 /// Time between two measurements of the due-queue's lag.
 const LAG_INTERVAL: Duration = Duration::from_secs(10);
+/// Time between two readings of the memory: as often as the store itself checks it.
+const MEMORY_INTERVAL: Duration = Duration::from_secs(1);
 /// Lag measurements per count of sessions.
 const MEASUREMENTS_PER_COUNT: u64 = 6;
 
@@ -25,7 +27,6 @@ pub(crate) async fn run(
     let mut measurement: u64 = 0;
     loop {
         let counted = async {
-            metrics.store_memory(store.memory().await?);
             let now = store.now().await?;
             let oldest = store.oldest_due().await?;
             metrics.due_lag(oldest.map_or(Duration::ZERO, |at| now.since(at)));
@@ -42,6 +43,21 @@ pub(crate) async fn run(
             biased;
             () = stop.cancelled() => return,
             () = tokio::time::sleep(LAG_INTERVAL) => {}
+        }
+    }
+}
+
+/// Updates the gauges of the store's memory until `stop`.
+pub(crate) async fn memory(store: Arc<dyn SessionStore>, metrics: Arc<Metrics>, stop: CancellationToken) {
+    loop {
+        match store.memory().await {
+            Ok(memory) => metrics.store_memory(memory),
+            Err(error) => tracing::debug!(%error, "reading the memory of the store failed"),
+        }
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(MEMORY_INTERVAL) => {}
         }
     }
 }

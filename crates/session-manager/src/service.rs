@@ -221,6 +221,8 @@ impl Parts {
         shutdown.spawn(pools.run(stop.clone()));
         shutdown.spawn(Arc::clone(&api.disabling).run(stop.clone()));
         let (definitions, metrics) = (api.definitions.clone(), Arc::clone(&api.metrics));
+        let memory = gauges::memory(Arc::clone(store), Arc::clone(&metrics), stop.clone());
+        shutdown.spawn(memory);
         shutdown.spawn(gauges::run(Arc::clone(store), definitions, metrics, stop.clone()));
         let available = admin.readiness.condition("state store");
         let metrics = Arc::clone(&api.metrics);

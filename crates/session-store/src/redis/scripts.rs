@@ -10,7 +10,7 @@ macro_rules! script {
     ($($file:literal),+) => {
         Script::new(concat!($(include_str!(concat!("lua/", $file, ".lua")), "\n"),+))
     };
-    // Changes nothing, so it runs on a server that rejects changes.
+    // Changes nothing, so it runs on a server that rejects changes or has no free memory.
     (reading $($file:literal),+) => {
         Script::new(concat!(
             "#!lua flags=no-writes\n",
@@ -144,6 +144,7 @@ pub(super) struct Scripts {
     pub(super) report_signing_keys: Script,
     pub(super) append_audit: Script,
     pub(super) read_audit_of_org: Script,
+    pub(super) read_older: Script,
 }
 
 impl Scripts {
@@ -191,6 +192,7 @@ impl Scripts {
             report_signing_keys: script!(always "time", "report_signing_keys"),
             append_audit: script!(always "audit", "append_audit"),
             read_audit_of_org: script!(reading "read_audit_of_org"),
+            read_older: script!(reading "read_older"),
         }
     }
 }

@@ -90,19 +90,12 @@ impl RedisStore {
         limit: usize,
     ) -> Result<Vec<SessionId>, Error> {
         let from = cursor.map_or_else(|| "+".to_owned(), |id| format!("({id}"));
-        let mut pipeline = redis::pipe();
-        pipeline.atomic();
+        let mut script = self.scripts.read_older.prepare_invoke();
         for key in indexes {
-            pipeline
-                .cmd("ZREVRANGEBYLEX")
-                .arg(key)
-                .arg(&from)
-                .arg("-")
-                .arg("LIMIT")
-                .arg(0)
-                .arg(limit);
+            script.key(key);
         }
-        let found: Vec<Vec<String>> = self.connections.pipeline(&pipeline).await?;
+        script.arg(&from).arg(limit);
+        let found: Vec<Vec<String>> = self.connections.run(&script).await?;
         let mut ids: Vec<_> = found.into_iter().flatten().collect();
         ids.sort_unstable_by(|a, b| b.cmp(a));
         ids.dedup();

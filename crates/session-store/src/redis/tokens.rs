@@ -91,11 +91,10 @@ impl RedisStore {
         memory: Duration,
     ) -> Result<Vec<(TokenRecord, Option<TokenUse>)>, Error> {
         let now = self.now().await?;
-        let mut pipeline = redis::pipe();
-        pipeline.atomic();
-        pipeline.cmd("GET").arg(self.keys.record(key));
-        pipeline.cmd("GET").arg(self.keys.tokens(key));
-        let (text, aside): (Option<Vec<u8>>, Option<Vec<u8>>) = self.connections.pipeline(&pipeline).await?;
+        // One command, not a transaction: a server without free memory queues none.
+        let mut both = redis::cmd("MGET");
+        both.arg(self.keys.record(key)).arg(self.keys.tokens(key));
+        let (text, aside): (Option<Vec<u8>>, Option<Vec<u8>>) = self.connections.query(&both).await?;
         let Some(text) = text else {
             return Ok(Vec::new());
         };

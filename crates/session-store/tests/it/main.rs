@@ -11,6 +11,7 @@ mod redis_acl;
 mod redis_cluster;
 mod redis_memory;
 mod redis_outages;
+mod redis_rejections;
 mod redis_sentinel;
 mod redis_server;
 mod redis_tls;

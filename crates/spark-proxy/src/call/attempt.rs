@@ -180,7 +180,7 @@ impl<'a> Attempts<'a> {
                     .is_some_and(|moment| active.cached.stamp.at < moment)
                     && (method == Method::ReattachExecute || backend.engine == Engine::Spark) =>
             {
-                bind::allow_unconfirmed(backend.engine)?;
+                bind::allow_unconfirmed(backend.engine, None)?;
             }
             BindingStatus::Unknown => return Ok(BindingDecision::Unused),
         }

@@ -18,7 +18,7 @@ use crate::worker::settings::SettingsChange;
 use prost::Message as _;
 use service_kit::child_span;
 use session_core::{Engine, Reason};
-use session_proto::error::Refused;
+use session_proto::error::{Refused, reason_of};
 use session_proto::internal::{BindSparkSessionRequest, BindSparkSessionResponse};
 use session_proto::spark::{CloneSessionRequest, CloneSessionResponse};
 use std::time::Duration;
@@ -196,8 +196,10 @@ async fn bind(
         Err(BindError::Failed(status)) => match crate::routes::rejection(&status) {
             Some(refused) => Err(refused),
             // Settings that must be restored on dedicated compute are not there yet.
-            None if backend.dedicated => Err(binding_unconfirmed()),
-            None => allow_unconfirmed(backend.engine).map(|()| BindSparkSessionResponse::default()),
+            None if backend.dedicated => Err(binding_unconfirmed(Some(&status))),
+            None => {
+                allow_unconfirmed(backend.engine, Some(&status)).map(|()| BindSparkSessionResponse::default())
+            }
         },
     }
 }
@@ -244,19 +246,23 @@ async fn send_bind(
     }
 }
 
-fn binding_unconfirmed() -> Refused {
-    Refused::new(
-        Reason::ControlPlaneUnavailable,
+/// The error while a binding cannot be confirmed. If session-manager answered, its text has the
+/// cause.
+fn binding_unconfirmed(answer: Option<&tonic::Status>) -> Refused {
+    let explains = |answer: &&tonic::Status| reason_of(answer) == Some(Reason::ControlPlaneUnavailable);
+    let text = answer.filter(explains).map_or(
         "Berth cannot check at the moment whose Spark session this is. Try again in a little while.",
-    )
+        tonic::Status::message,
+    );
+    Refused::new(Reason::ControlPlaneUnavailable, text)
 }
 
 /// Decides whether a call may continue while session-manager cannot confirm the binding.
-pub(crate) fn allow_unconfirmed(engine: Engine) -> Result<(), Refused> {
+pub(crate) fn allow_unconfirmed(engine: Engine, answer: Option<&tonic::Status>) -> Result<(), Refused> {
     match engine {
         // Spark keys its sessions by user id and session id; every message carries Berth's user id.
         Engine::Spark => Ok(()),
-        Engine::Sail => Err(binding_unconfirmed()),
+        Engine::Sail => Err(binding_unconfirmed(answer)),
     }
 }
 

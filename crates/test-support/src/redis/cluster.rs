@@ -153,7 +153,12 @@ impl SlotMove<'_> {
         let keys = keys.lines().filter(|line| !line.starts_with(['*', '$']));
         let mut moved = 0;
         for key in keys {
-            let words = format!("MIGRATE 127.0.0.1 {} {key} 0 5000", target.data_port());
+            let login = target.login().map(|login| format!(" AUTH2 {login}"));
+            let words = format!(
+                "MIGRATE 127.0.0.1 {} {key} 0 5000{}",
+                target.data_port(),
+                login.unwrap_or_default()
+            );
             let answer = source.command(&words).await?;
             ensure!(
                 answer.starts_with("+OK") || answer.starts_with("+NOKEY"),

@@ -227,8 +227,9 @@ async fn rights_are_taken_away_and_given_back() -> Result<()> {
 /// by key; one of them stands half-way for longer than a call may take.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn slots_move_under_load() -> Result<()> {
-    let cluster = PrivateCluster::start(3, false).await?;
-    let rig = Rig::start(cluster.url(), None).await?;
+    let secured = Secured::as_documented()?;
+    let cluster = PrivateCluster::start_with(3, false, with(&secured)).await?;
+    let rig = Rig::start(cluster.url(), Some(&secured)).await?;
     let (work, begun) = (rig.work().await?, Instant::now());
     pass().await;
     work.goes_on().await?;
@@ -256,6 +257,9 @@ async fn slots_move_under_load() -> Result<()> {
     }
     pass().await;
     ensure!(moved > 0, "no key was moved");
+    for server in &cluster.servers {
+        over_tls_with_all_rights(server).await?;
+    }
     rig.settled(&work.end("slots that move", begun).await?).await
 }
 
@@ -279,7 +283,7 @@ fn leave(redis: &PrivateRedis, bytes: u64) -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_full_disk_stops_changes_until_there_is_room() -> Result<()> {
     let mut redis = PrivateRedis::start_with(appendonly("everysec")).await?;
-    let rig = Rig::start(redis.url(), None).await?;
+    let mut rig = Rig::start(redis.url(), None).await?;
     let (work, begun) = (rig.work().await?, Instant::now());
     pass().await;
     work.goes_on().await?;
@@ -291,6 +295,8 @@ async fn a_full_disk_stops_changes_until_there_is_room() -> Result<()> {
     for deed in ["create", "rename", "issue", "close"] {
         work.is_refused(deed, DISK).await?;
     }
+    rig.reads_go_on().await?;
+    work.a_new_client_is_refused(DISK).await?;
     pass().await;
     redis.limit_files(None)?;
     rig.managers_are_ready().await?;
@@ -301,7 +307,69 @@ async fn a_full_disk_stops_changes_until_there_is_room() -> Result<()> {
     // What was acknowledged is in the file, too.
     redis.kill9()?;
     redis.restart().await?;
+    rig.settled(&stories).await?;
+    leave(&redis, 0)?;
+    rig.managers_show("/readyz", &format!("state store (it {DISK})"))
+        .await?;
+    rig.a_manager_starts("MISCONF", || redis.limit_files(None))
+        .await?;
     rig.settled(&stories).await
+}
+
+/// The default configuration of Redis: snapshots, and no changes after one that failed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_full_disk_fails_snapshots() -> Result<()> {
+    let redis = PrivateRedis::start_with(RedisOptions {
+        more: ["--save", "1 1"].map(str::to_owned).to_vec(),
+        ..RedisOptions::default()
+    })
+    .await?;
+    let rig = Rig::start(redis.url(), None).await?;
+    let (work, begun) = (rig.work().await?, Instant::now());
+    pass().await;
+    work.goes_on().await?;
+    redis.limit_files(Some(4096))?;
+    rig.managers_show("/readyz", &format!("state store (it {DISK})"))
+        .await?;
+    work.is_refused("create", DISK).await?;
+    redis.limit_files(None)?;
+    rig.managers_are_ready().await?;
+    work.goes_on().await?;
+    rig.settled(&work.end("snapshots that fail", begun).await?).await
+}
+
+/// `min-replicas-to-write 1`, and the only replica dies.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn without_replicas_changes_stop_until_one_is_back() -> Result<()> {
+    let settings = ["--min-replicas-to-write", "1", "--min-replicas-max-lag", "2"];
+    let primary = PrivateRedis::start_with(RedisOptions {
+        more: settings.map(str::to_owned).to_vec(),
+        ..RedisOptions::default()
+    })
+    .await?;
+    let mut replica = PrivateRedis::start().await?;
+    replica.follow(&primary).await?;
+    let rig = Rig::start(primary.url(), None).await?;
+    let (work, begun) = (rig.work().await?, Instant::now());
+    pass().await;
+    work.goes_on().await?;
+    replica.kill9()?;
+    rig.managers_show("/readyz", "state store (too few replicas)")
+        .await?;
+    rig.managers_show(
+        "/metrics",
+        "session_manager_store_unavailable{cause=\"replicas\"} 1",
+    )
+    .await?;
+    for deed in ["create", "close"] {
+        work.is_refused(deed, "has too few replicas").await?;
+    }
+    rig.reads_go_on().await?;
+    replica.restart().await?;
+    replica.follow(&primary).await?;
+    rig.managers_are_ready().await?;
+    work.goes_on().await?;
+    rig.settled(&work.end("no replica", begun).await?).await
 }
 
 /// With `appendfsync always` Redis ends when it cannot write.
@@ -360,11 +428,13 @@ async fn without_memory_nothing_new_is_accepted_and_everything_can_end() -> Resu
         for deed in ["create", "issue"] {
             work.is_refused(deed, "short of memory").await?;
         }
+        rig.reads_go_on().await?;
         // Renames, revocations and closes.
         work.goes_on().await?;
         rig.managers_are_ready().await?;
         pass().await;
     }
+    work.a_new_client_is_refused("short of memory").await?;
     let memory = rig.memory().await?;
     ensure!(
         memory.is_some_and(|memory| memory.used > memory.limit),

@@ -66,6 +66,13 @@ impl Api {
             .ok_or_else(|| Status::internal("no session"))
     }
 
+    /// How many sessions a list has.
+    pub(super) async fn count(&self) -> Result<usize, Status> {
+        let request = self.request(v1::ListSessionsRequest::default())?;
+        let answer = self.sessions.clone().list_sessions(request).await?;
+        Ok(answer.into_inner().sessions.len())
+    }
+
     async fn rename(&self, id: &str, name: &str) -> Result<Response<v1::UpdateSessionResponse>, Status> {
         let request = self.request(v1::UpdateSessionRequest {
             session_id: id.to_owned(),
@@ -216,7 +223,9 @@ impl Caller {
             if let Some(&oldest) = open.get(n % KEPT).or_else(|| open.first()) {
                 self.change(api, n, &mut stories[oldest]).await;
             }
-            if open.len() > KEPT {
+            // While creates are refused, some are closed all the same.
+            let closes = pause == AFTER_REFUSAL && n % 4 == 0 && open.len() > KEPT / 4;
+            if open.len() > KEPT || closes {
                 let story = &mut stories[open.remove(0)];
                 let closed = self.shared.once("close", api.close(&story.id)).await;
                 story.closed = closed.map_or(Done::Maybe, |_| Done::Yes);

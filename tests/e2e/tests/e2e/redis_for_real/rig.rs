@@ -3,7 +3,7 @@
 
 use super::callers::{Api, Caller, Shared};
 use super::engine::Engine;
-use super::history::{Done, Refusals, Story, check_all};
+use super::history::{Done, Refusal, Refusals, Story, check_all};
 use anyhow::{Context as _, Result, ensure};
 use e2e::{AnotherManager, Service, Stack, StackOptions, wait};
 use session_proto::spark as sc;
@@ -16,7 +16,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use test_support::redis::Secured;
 use tokio::task::{JoinHandle, JoinSet};
-use tonic::Request;
+use tonic::transport::Channel;
+use tonic::{Request, Status};
 
 /// Longer than any fail-over on a busy machine.
 pub(super) const LIMIT: Duration = Duration::from_secs(60);
@@ -128,6 +129,39 @@ impl Rig {
         Ok(self.store().await?.memory().await?)
     }
 
+    /// Each manager reads a session that the callers made.
+    pub(super) async fn reads_go_on(&self) -> Result<()> {
+        for api in self.apis("olga")? {
+            ensure!(api.count().await? > 0, "no session is listed");
+        }
+        Ok(())
+    }
+
+    /// Starts the second manager again during a fault: it waits, and says for what. `over` ends
+    /// the fault; then it is ready by itself.
+    pub(super) async fn a_manager_starts(
+        &mut self,
+        cause: &str,
+        over: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
+        let manager = &mut self.second.service;
+        manager.kill9().await?;
+        manager.start()?;
+        self.pids[1] = manager.pid();
+        wait::until("the manager waits", LIMIT, async || {
+            let log = manager.log();
+            let waits = log
+                .lines()
+                .any(|line| line.contains("start delayed") && line.contains(cause));
+            waits.then_some(()).ok_or(log)
+        })
+        .await?;
+        let ready = manager.admin("/readyz").await?;
+        ensure!(ready.contains("503") && ready.contains("started"), "{ready}");
+        over()?;
+        self.second.service.ready().await
+    }
+
     /// Creates a session and closes it.
     pub(super) async fn creates(&self, request_id: &str) -> Result<()> {
         let api = self.apis("ada")?.swap_remove(0);
@@ -139,7 +173,7 @@ impl Rig {
     /// Starts the callers, and the user of a session that stays in use.
     pub(super) async fn work(&self) -> Result<Work> {
         let shared = Arc::new(Shared::default());
-        let user = self.user(Arc::clone(&shared)).await?;
+        let (spark, user) = self.user(Arc::clone(&shared)).await?;
         let mut tasks = JoinSet::new();
         for (who, org) in CALLERS {
             let caller = Caller {
@@ -150,11 +184,16 @@ impl Rig {
             };
             tasks.spawn(caller.work());
         }
-        Ok(Work { shared, tasks, user })
+        Ok(Work {
+            shared,
+            tasks,
+            spark,
+            user,
+        })
     }
 
     /// A session that is called through the proxy all the time.
-    async fn user(&self, shared: Arc<Shared>) -> Result<JoinHandle<Result<(Story, u64)>>> {
+    async fn user(&self, shared: Arc<Shared>) -> Result<(Spark, JoinHandle<Result<(Story, u64)>>)> {
         let api = self.apis("ada")?.swap_remove(0);
         let id = api.create(&uuid::Uuid::new_v4().to_string(), "in use").await?.id;
         wait::until("the session is active", LIMIT, async || {
@@ -167,17 +206,13 @@ impl Rig {
         let token = api.issue(&id).await?;
         let channel =
             tonic::transport::Endpoint::from_shared(format!("http://{}", self.stack.proxy_address))?;
-        let mut spark = SparkConnectServiceClient::new(channel.connect_lazy());
-        let session_id = uuid::Uuid::new_v4().to_string();
-        let mut call = async move || {
-            let mut request = Request::new(version_of(&session_id));
-            let bearer = format!("Bearer {}", token.token).parse()?;
-            request.metadata_mut().insert("authorization", bearer);
-            spark.analyze_plan(request).await?;
-            anyhow::Ok(())
+        let spark = Spark {
+            client: SparkConnectServiceClient::new(channel.connect_lazy()),
+            bearer: format!("Bearer {}", token.token),
         };
+        let (caller, session_id) = (spark.clone(), uuid::Uuid::new_v4().to_string());
         // The first call binds the Spark session.
-        call().await?;
+        caller.call(&session_id).await?;
         let story = Story {
             org: "acme",
             id,
@@ -185,15 +220,17 @@ impl Rig {
             closed: Done::No,
             tokens: BTreeMap::from([(token.token_id, Done::No)]),
         };
-        Ok(tokio::spawn(async move {
+        let user = tokio::spawn(async move {
             let mut calls = 0;
             while !shared.is_over() {
-                call().await.context("a session in use was disturbed")?;
+                let called = caller.call(&session_id).await;
+                called.context("a session in use was disturbed")?;
                 calls += 1;
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
             Ok((story, calls))
-        }))
+        });
+        Ok((spark, user))
     }
 
     /// Everything goes on in the same processes, and the store has what was acknowledged.
@@ -217,10 +254,29 @@ impl Rig {
     }
 }
 
+/// A Spark client of one session, through the proxy.
+#[derive(Clone)]
+struct Spark {
+    client: SparkConnectServiceClient<Channel>,
+    bearer: String,
+}
+
+impl Spark {
+    async fn call(&self, session_id: &str) -> Result<(), Status> {
+        let mut request = Request::new(version_of(session_id));
+        let bearer = self.bearer.parse();
+        let bearer = bearer.map_err(|_| Status::internal("the token"))?;
+        request.metadata_mut().insert("authorization", bearer);
+        request.set_timeout(LIMIT);
+        self.client.clone().analyze_plan(request).await.map(drop)
+    }
+}
+
 /// Callers at work.
 pub(super) struct Work {
     pub(super) shared: Arc<Shared>,
     tasks: JoinSet<Result<Vec<Story>>>,
+    spark: Spark,
     user: JoinHandle<Result<(Story, u64)>>,
 }
 
@@ -237,6 +293,16 @@ impl Work {
             }
         })
         .await
+    }
+
+    /// A new client of the session in use gets an error with this text: its Spark session
+    /// would be written.
+    pub(super) async fn a_new_client_is_refused(&self, text: &str) -> Result<()> {
+        let refused = self.spark.call(&uuid::Uuid::new_v4().to_string()).await;
+        let refused = refused.err().context("a new client was served")?;
+        Refusal::of("connect", &refused).check()?;
+        ensure!(refused.message().contains(text), "{refused:?}");
+        Ok(())
     }
 
     /// Waits until this call got an error with this text.
