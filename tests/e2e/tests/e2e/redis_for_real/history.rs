@@ -151,3 +151,105 @@ pub(super) async fn check_all(stories: &[Story], store: &dyn SessionStore) -> Re
     }
     Ok(())
 }
+
+/// The comparison notices what it is for.
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use session_core::machine::{self, NewSession};
+    use session_core::{Limits, Timestamp};
+    use session_store::{Create, TokenRecord};
+    use test_support::fixtures;
+
+    const AT: Timestamp = Timestamp::from_millis(1_800_000_000_000);
+
+    /// A store with one session that has one token, and its true story.
+    async fn stored() -> Result<(std::sync::Arc<dyn SessionStore>, Story)> {
+        let store = session_store::open("memory://", &session_store::redis::Options::default()).await?;
+        let created = machine::create(
+            NewSession {
+                name: Some("first".to_owned()),
+                ..fixtures::new_session(1, "shared", fixtures::policy(), AT)
+            },
+            AT,
+        );
+        let key = created.session.key();
+        let create = Create {
+            due: AT,
+            session: created.session,
+            record: created.record,
+            request: None,
+            limits: Limits::default(),
+        };
+        store.create(create).await?;
+        let now = store.now().await?;
+        let token = TokenRecord {
+            id: session_core::TokenId::generate(now, 1),
+            key_id: "key".to_owned(),
+            subject: "sa|ada".parse()?,
+            epoch: store.get(&key).await?.context("stored")?.token_epoch,
+            issued_at: now,
+            expires_at: now.after(std::time::Duration::from_secs(3600)),
+            address: String::new(),
+        };
+        let story = Story {
+            org: fixtures::ORG,
+            id: key.id.to_string(),
+            names: vec!["first".to_owned()],
+            closed: Done::No,
+            tokens: BTreeMap::from([(token.id.to_string(), Done::No)]),
+        };
+        store.record_token(&key, token, 5).await?;
+        Ok((store, story))
+    }
+
+    async fn notices(change: impl FnOnce(&mut Story), expected: &str) -> Result<()> {
+        let (store, mut story) = stored().await?;
+        check_all(std::slice::from_ref(&story), &*store).await?;
+        change(&mut story);
+        let noticed = check_all(&[story], &*store).await;
+        let noticed = noticed
+            .err()
+            .map(|error| format!("{error:#}"))
+            .unwrap_or_default();
+        ensure!(noticed.contains(expected), "{expected}: {noticed:?}");
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn what_is_lost_is_noticed() -> Result<()> {
+        let other = fixtures::session_key(7).id.to_string();
+        notices(|story| story.id = other, "is lost").await?;
+        notices(|story| story.names = vec!["second".to_owned()], "its name").await?;
+        notices(|story| story.closed = Done::Yes, "its status").await?;
+        notices(
+            |story| story.tokens.extend([("t-1".to_owned(), Done::No)]),
+            "token t-1",
+        )
+        .await?;
+        notices(
+            |story| story.tokens.values_mut().for_each(|revoked| *revoked = Done::Yes),
+            "revoked Yes",
+        )
+        .await
+    }
+
+    #[test]
+    fn an_error_without_cause_or_advice_is_noticed() {
+        let refusal = |reason: &str, code: &str, text: &str| Refusal {
+            deed: "create",
+            code: code.to_owned(),
+            reason: reason.to_owned(),
+            text: text.to_owned(),
+        };
+        let good = refusal("CONTROL_PLANE_UNAVAILABLE", "Unavailable", "No disk. Try again.");
+        assert!(good.check().is_ok());
+        for bad in [
+            refusal("CONTROL_PLANE_UNAVAILABLE", "Unavailable", "It failed."),
+            refusal("INTERNAL", "Internal", "Tell your platform team."),
+            refusal("", "Unavailable", "transport error, try again"),
+        ] {
+            assert!(bad.check().is_err(), "{bad:?}");
+        }
+    }
+}
