@@ -395,3 +395,38 @@ impl PendingWrite {
         self.sent
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::definitions::DefinitionStore;
+    use crate::providers::registry::Providers;
+    use crate::service::Lifecycle;
+    use service_kit::metrics::Registry;
+    use session_store::redis::Options;
+    use test_support::redis::PrivateRedis;
+
+    /// Reports that are not stored may contain calls, so no idle timeout may fire.
+    #[tokio::test]
+    async fn a_store_without_memory_pauses_idle_timeouts() {
+        let redis = PrivateRedis::start().await.unwrap();
+        let store = session_store::open(&redis.url(), &Options::default())
+            .await
+            .unwrap();
+        let freshness = Arc::new(ReportFreshness::new(Arc::clone(&store)));
+        let definitions = DefinitionStore::new(Arc::clone(&store));
+        let metrics = Arc::new(Metrics::new(&Registry::new()));
+        let computes = Providers::new(compute::SimCompute::new().registry());
+        let lifecycle = Lifecycle::new(&store, &definitions, &computes, &freshness, &metrics);
+        let proxy: ProxyId = "p".parse().unwrap();
+        freshness.store_available().await;
+        let later = store.now().await.unwrap().after(Duration::from_secs(60));
+        lifecycle.reports.accept(&proxy, 1, Vec::new()).await.unwrap();
+        assert!(!freshness.available_for(later).is_zero());
+
+        redis.command("CONFIG SET maxmemory 1").await.unwrap();
+        let rejected = lifecycle.reports.accept(&proxy, 2, Vec::new()).await;
+        assert!(matches!(rejected, Err(Error::Full)), "{rejected:?}");
+        assert!(freshness.available_for(later).is_zero());
+    }
+}
