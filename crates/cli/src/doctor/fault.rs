@@ -121,7 +121,7 @@ faults! {
     ClusterNotActive "cluster-not-active" Session "Choose another: `berth cluster list`.";
     ClientVersion "client-version" Session "Install a client version that the cluster supports: `berth cluster describe NAME`.";
 
-    StateStoreUnavailable "state-store-unavailable" Service "Berth's Redis is away: running queries go on. Try again; the operator finds help in docs/runbook.md.";
+    StateStoreUnavailable "state-store-unavailable" Service "Berth's Redis is away or rejects changes: running queries go on. Try again; the operator finds help in docs/runbook.md.";
     ControlPlaneUnavailable "control-plane-unavailable" Service "session-manager is away behind this service: try again; the operator must check it.";
     ProxyDraining "proxy-draining" Service "This proxy is stopping: connect again, another one answers.";
     ConsoleUnreachable "console-unreachable" Service "Check the console's address (--console).";
