@@ -223,6 +223,54 @@ async fn an_end_that_a_fail_over_lost_is_written_again() {
     assert_eq!(store.get(&closed.key()).await.unwrap(), Some(closed));
 }
 
+/// A replica acknowledged the end, but another one takes over, which does not have it: the
+/// sentinels choose among those that they reach.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_end_that_only_another_replica_had_is_written_again() {
+    let mut watched = Watched::start(2, &RedisOptions::default()).await.unwrap();
+    let store: Store = Arc::new(
+        RedisStore::connect(&watched.url(), &Options::default())
+            .await
+            .unwrap(),
+    );
+    let sessions = [
+        Draft::default().store(&store).await,
+        Draft::default().store(&store).await,
+    ];
+    let replicated = watched.servers[0].command("WAIT 2 5000").await.unwrap();
+    assert_eq!(replicated, ":2\r\n");
+    // The first replica receives nothing from now on; the sentinels put that right after 8 s.
+    let first = &watched.servers[1];
+    first.command("REPLICAOF 127.0.0.1 1").await.unwrap();
+    let ended = commit(&store, close(&sessions[0])).await;
+    let revoked = commit(&store, revoke(&sessions[1])).await;
+    watched.servers[0].kill9().unwrap();
+    watched.servers[2].kill9().unwrap();
+    eventually("the first replica takes over", async || {
+        match watched.primary().await {
+            Ok(1) => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    eventually("the end is there again", async || {
+        match store.get(&ended.key()).await {
+            Ok(Some(stored)) if stored.status() == Status::Closed && stored.version >= ended.version => {
+                Ok(())
+            }
+            other => Err(other),
+        }
+    })
+    .await;
+    eventually("the tokens are revoked again", async || {
+        match store.get(&revoked.key()).await {
+            Ok(Some(stored)) if stored.token_epoch == revoked.token_epoch => Ok(()),
+            other => Err(other),
+        }
+    })
+    .await;
+}
+
 /// Without replicas no write waits.
 #[tokio::test]
 async fn a_server_without_replicas_is_not_waited_for() {

@@ -41,6 +41,7 @@ impl RedisStore {
     async fn tick(&self) -> Result<(), Error> {
         let servers = self.connections.refresh().await;
         self.epoch.tick().await?;
+        self.recheck_recent().await?;
         self.recheck_unreplicated().await?;
         servers.map_err(|failure| failure.into_error())
     }

@@ -6,18 +6,24 @@
 //! time until one has it. If none has it in time, the change is valid but unreplicated:
 //! this process checks it until a replica has it, and writes it again if a fail-over
 //! lost it.
+//!
+//! One replica is not all of them: a fail-over can choose another one, and a former
+//! primary accepts writes until the store follows the new one. So replicated changes are
+//! kept for some time too, and compared when the store epoch increases.
 
 use crate::prelude::*;
 use crate::redis::connection::{Address, Connections, Dedicated};
 use crate::redis::schema::keys::Slot;
 use crate::redis::{RedisStore, sessions};
 use crate::{Commit, Error};
+use futures::{StreamExt as _, stream};
 use parking_lot::{Mutex, MutexGuard};
 use session_core::{AuditRecord, ChangeReason, EventRecord, Session, SessionKey, Timestamp};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 /// Replicas that must have a change.
 const REPLICAS: u64 = 1;
@@ -28,11 +34,31 @@ const MAX_UNREPLICATED: usize = 10_000;
 /// Maximum number of them per check.
 const MAX_PER_RECHECK: usize = 100;
 
-/// Replica queries by server, and unreplicated changes.
+/// Time for which a replicated change is kept: much longer than a replica may be behind,
+/// and than the store takes to follow another primary.
+const RECENT: Duration = Duration::from_secs(30);
+/// Maximum number of replicated changes that are kept; the oldest are removed first.
+const MAX_RECENT: usize = 10_000;
+/// Attempts to write a change again while others change the session.
+const MAX_TRIES: usize = 5;
+/// Recent changes that are compared at the same time.
+const COMPARED_AT_ONCE: usize = 16;
+
+/// Replica queries by server, and changes that a fail-over may lose.
 #[derive(Default)]
 pub(in crate::redis) struct Replication {
     queries: Mutex<HashMap<Address, Arc<ReplicaQuery>>>,
-    unreplicated: Mutex<BTreeMap<SessionKey, Commit>>,
+    /// The changes of a session that do not include each other.
+    unreplicated: Mutex<BTreeMap<SessionKey, Vec<Commit>>>,
+    recent: Mutex<VecDeque<Recent>>,
+}
+
+/// A replicated change.
+struct Recent {
+    commit: Commit,
+    written_at: Instant,
+    /// Store epoch at which the store includes it.
+    epoch: u64,
 }
 
 /// Queries of the replicas of one server. Callers that arrive while a query runs share
@@ -49,20 +75,63 @@ impl Replication {
         Arc::clone(queries.entry(address.clone()).or_default())
     }
 
-    fn unreplicated(&self) -> MutexGuard<'_, BTreeMap<SessionKey, Commit>> {
+    fn unreplicated(&self) -> MutexGuard<'_, BTreeMap<SessionKey, Vec<Commit>>> {
         lock(&self.unreplicated)
     }
 
-    /// Adds an unreplicated change. The newest change of a session includes the earlier
-    /// ones.
+    /// Adds a change that a replica has.
+    fn add_recent(&self, recent: Recent) {
+        let mut changes = lock(&self.recent);
+        while changes.len() >= MAX_RECENT || changes.front().is_some_and(Recent::is_over) {
+            changes.pop_front();
+        }
+        changes.push_back(recent);
+    }
+
+    /// Removes the changes that must be compared at this epoch.
+    fn take_recent(&self, epoch: u64) -> VecDeque<Recent> {
+        let mut changes = lock(&self.recent);
+        let all = std::mem::take(&mut *changes);
+        let (same, other) = all
+            .into_iter()
+            .filter(|recent| !recent.is_over())
+            .partition(|recent| recent.epoch == epoch);
+        *changes = same;
+        other
+    }
+
+    /// Adds an unreplicated change in place of those that it includes. A change of a record
+    /// that a fail-over took back does not include what was lost.
     fn add_unreplicated(&self, commit: Commit) {
         let key = commit.session.key();
         let mut unreplicated = self.unreplicated();
-        if unreplicated.len() < MAX_UNREPLICATED || unreplicated.contains_key(&key) {
-            unreplicated.insert(key, commit);
-        } else {
+        if unreplicated.len() >= MAX_UNREPLICATED && !unreplicated.contains_key(&key) {
             tracing::error!(session = %key.id, "too many unreplicated changes; a fail-over may lose this one");
+            return;
         }
+        let changes = unreplicated.entry(key).or_default();
+        let at = commit.record.at;
+        changes.retain(|earlier| reapply(&commit.session, earlier, at).is_some());
+        changes.push(commit);
+    }
+
+    /// Removes a change that a replica has.
+    fn remove_unreplicated(&self, commit: &Commit) {
+        let mut unreplicated = self.unreplicated();
+        let key = commit.session.key();
+        let Some(changes) = unreplicated.get_mut(&key) else {
+            return;
+        };
+        changes.retain(|kept| kept.record != commit.record);
+        if changes.is_empty() {
+            unreplicated.remove(&key);
+        }
+    }
+}
+
+impl Recent {
+    fn is_over(&self) -> bool {
+        self.written_at.elapsed() > RECENT
     }
 }
 
@@ -131,10 +200,19 @@ impl RedisStore {
     ) -> Result<(), Error> {
         let store = self.clone();
         let written = tokio::spawn(async move {
+            // Before the write: a fail-over in between makes the change one of an old epoch.
+            let epoch = store.epoch.current().await?;
+            let written_at = Instant::now();
             store.write_change(&commit, last_activity_at).await?;
             if !store.is_replicated(slot_of(&commit)).await {
                 store.audit_unreplicated(&commit).await;
                 store.replication.add_unreplicated(commit);
+            } else {
+                store.replication.add_recent(Recent {
+                    commit,
+                    written_at,
+                    epoch,
+                });
             }
             Ok(())
         });
@@ -179,6 +257,28 @@ impl RedisStore {
             .await
     }
 
+    /// Compares recent changes after a fail-over, and writes lost ones again.
+    pub(in crate::redis) async fn recheck_recent(&self) -> Result<(), Error> {
+        let epoch = self.epoch.current().await?;
+        let changes = self.replication.take_recent(epoch);
+        let mut compared = stream::iter(changes)
+            .map(async |recent| (self.rewrite_lost(&recent.commit).await, recent))
+            .buffered(COMPARED_AT_ONCE);
+        let mut failed = Ok(());
+        while let Some((outcome, recent)) = compared.next().await {
+            match outcome {
+                Ok(true) => self.replication.add_unreplicated(recent.commit),
+                Ok(false) => self.replication.add_recent(Recent { epoch, ..recent }),
+                // Of its old epoch, so it is compared again.
+                Err(error) => {
+                    self.replication.add_recent(recent);
+                    failed = Err(error);
+                }
+            }
+        }
+        failed
+    }
+
     /// Checks unreplicated changes: writes lost ones again, and removes those that a
     /// replica has.
     pub(in crate::redis) async fn recheck_unreplicated(&self) -> Result<(), Error> {
@@ -186,6 +286,7 @@ impl RedisStore {
             .replication
             .unreplicated()
             .values()
+            .flatten()
             .take(MAX_PER_RECHECK)
             .cloned()
             .collect();
@@ -194,29 +295,33 @@ impl RedisStore {
             self.rewrite_lost(&commit).await?;
             // The result is valid only for the servers that were checked.
             if self.is_replicated(slot_of(&commit)).await && self.epoch.current().await? == before {
-                let key = commit.session.key();
-                let mut unreplicated = self.replication.unreplicated();
-                let is_this = unreplicated
-                    .get(&key)
-                    .is_some_and(|kept| kept.session.version == commit.session.version);
-                if is_this {
-                    unreplicated.remove(&key);
-                }
+                self.replication.remove_unreplicated(&commit);
             }
         }
         Ok(())
     }
 
-    /// Writes a change again if the stored record does not include it.
-    async fn rewrite_lost(&self, commit: &Commit) -> Result<(), Error> {
+    /// Writes a change again if the stored record does not include it; returns whether it
+    /// was lost.
+    async fn rewrite_lost(&self, commit: &Commit) -> Result<bool, Error> {
+        for _ in 1..MAX_TRIES {
+            match self.try_rewrite_lost(commit).await {
+                Err(Error::Conflict) => {}
+                other => return other,
+            }
+        }
+        self.try_rewrite_lost(commit).await
+    }
+
+    async fn try_rewrite_lost(&self, commit: &Commit) -> Result<bool, Error> {
         let key = commit.session.key();
         let now = self.now().await?;
         let Some(stored) = self.get(&key).await? else {
             // The session itself was lost, which counts as closed.
-            return Ok(());
+            return Ok(false);
         };
         let Some(change) = reapply(&stored, commit, now) else {
-            return Ok(());
+            return Ok(false);
         };
         tracing::warn!(
             session = %key.id, org = %key.org, version = change.session.version,
@@ -226,7 +331,7 @@ impl RedisStore {
         sessions::save(&mut call, &self.keys, &[], &change)?;
         call.arg(stored.version);
         self.add_audit_args(&mut call, &sessions::audited(&change))?;
-        self.run(&call).await?.done().map(drop)
+        self.run(&call).await?.done().map(|_| true)
     }
 }
 
@@ -287,4 +392,67 @@ fn reapply(stored: &Session, lost: &Commit, now: Timestamp) -> Option<Commit> {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use session_core::machine::{self, Event};
+    use session_core::{Actor, TokenId};
+    use test_support::fixtures;
+
+    fn change(session: &Session, event: &Event) -> Commit {
+        let changed = machine::apply(session, event, &Actor::System, session.created_at).unwrap();
+        let changed = changed.unwrap();
+        Commit {
+            session: changed.session,
+            record: changed.record,
+            due: None,
+        }
+    }
+
+    fn revoke(session: &Session, id: &str) -> Commit {
+        let event = Event::RevokeToken {
+            id: id.parse::<TokenId>().unwrap(),
+            until: session.expires_at,
+        };
+        change(session, &event)
+    }
+
+    fn kept(replication: &Replication, session: &Session) -> Vec<EventRecord> {
+        let unreplicated = replication.unreplicated();
+        let changes = unreplicated.get(&session.key()).into_iter().flatten();
+        changes.map(|commit| commit.record.clone()).collect()
+    }
+
+    #[test]
+    fn a_later_change_replaces_those_that_it_includes_only() {
+        let replication = Replication::default();
+        let now = Timestamp::from_millis(1_700_000_000_000);
+        let session = machine::create(fixtures::new_session(1, "c", fixtures::policy(), now), now).session;
+        let one = revoke(&session, "t-01m8q467fepdk7de2wnt");
+        let both = revoke(&one.session, "t-01m8q467fgk3dh6m4qnq");
+        let both_session = both.session.clone();
+        replication.add_unreplicated(one.clone());
+        replication.add_unreplicated(both.clone());
+        assert_eq!(kept(&replication, &session), [both.record]);
+        // A fail-over took the record back to the first change.
+        let ended = change(
+            &both_session,
+            &Event::Close {
+                reason: ChangeReason::CloseRequested,
+            },
+        );
+        let other = revoke(&one.session, "t-01m8q467v67pw2rzy57b");
+        replication.add_unreplicated(ended.clone());
+        replication.add_unreplicated(other.clone());
+        assert_eq!(
+            kept(&replication, &session),
+            [ended.record.clone(), other.record.clone()]
+        );
+        replication.remove_unreplicated(&other);
+        assert_eq!(kept(&replication, &session), std::slice::from_ref(&ended.record));
+        replication.remove_unreplicated(&ended);
+        assert!(replication.unreplicated().is_empty());
+    }
 }
