@@ -5,6 +5,7 @@
 pub mod collector;
 mod forwarder;
 mod gate;
+mod link;
 mod marked_table;
 mod oidc;
 mod python;
@@ -14,6 +15,7 @@ mod stack;
 
 pub use forwarder::{Forwarder, signal_child};
 pub use gate::Gate;
+pub use link::{Link, LinkMode};
 pub use local_stack::config::Tls;
 pub use local_stack::paths::{binary, home, installed, repo};
 pub use local_stack::{Service, http, wait};
@@ -22,5 +24,5 @@ pub use oidc::OidcProvider;
 pub use python::{Client, Repl, RunningClient, java};
 pub use relay::Relay;
 pub use server::Server;
-pub use stack::{AnotherManager, Engine, Stack, StackOptions};
+pub use stack::{AnotherIssuer, AnotherManager, Engine, Stack, StackOptions};
 pub use test_support::ports::free_port;

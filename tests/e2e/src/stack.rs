@@ -1,5 +1,9 @@
 //! Redis, the three services and the `berth` command, set up for one test.
 
+mod replicas;
+
+pub use replicas::{AnotherIssuer, AnotherManager};
+
 use crate::python::Client;
 use anyhow::{Context, Result, bail, ensure};
 use local_stack::Service;
@@ -90,17 +94,6 @@ pub struct Stack {
     accounts: Vec<Account>,
     ca: Option<PathBuf>,
     options: StackOptions,
-}
-
-/// One more session-manager of a stack.
-#[derive(Debug)]
-pub struct AnotherManager {
-    /// The process.
-    pub service: Service,
-    /// Where its public API is.
-    pub public: SocketAddr,
-    /// Where its internal API is.
-    pub internal: SocketAddr,
 }
 
 /// `ada` and `bob` are members, `olga` administers their organization, `pat`
@@ -208,48 +201,6 @@ impl Stack {
             ca,
             options: options.clone(),
         })
-    }
-
-    /// One more session-manager of the same stack, ready.
-    ///
-    /// # Errors
-    /// When it does not become ready.
-    pub async fn another_manager(&self) -> Result<AnotherManager> {
-        let [manager, internal, manager_admin] = free_ports()?;
-        let addresses = Addresses {
-            manager,
-            internal,
-            manager_admin,
-            ..self.addresses
-        };
-        let dir = self.dir.path().join("another-manager");
-        std::fs::create_dir_all(&dir)?;
-        let store = self.options.store.clone().unwrap_or_else(|| self.redis.url());
-        let mut service = manager_service(&dir, addresses, &store, &self.accounts, &self.options)?;
-        service.start_ready().await?;
-        Ok(AnotherManager {
-            service,
-            public: manager,
-            internal,
-        })
-    }
-
-    /// One more proxy of the same stack, ready, and where it listens.
-    ///
-    /// # Errors
-    /// When it does not become ready.
-    pub async fn another_proxy(&self) -> Result<(Service, SocketAddr)> {
-        let [proxy, proxy_admin] = free_ports()?;
-        let addresses = Addresses {
-            proxy,
-            proxy_admin,
-            ..self.addresses
-        };
-        let dir = self.dir.path().join("another-proxy");
-        std::fs::create_dir_all(&dir)?;
-        let mut service = proxy_service(&dir, self.dir.path(), addresses, &self.options)?;
-        service.start_ready().await?;
-        Ok((service, proxy))
     }
 
     /// A console of the same stack, ready, and where it listens. All have the

@@ -39,6 +39,8 @@ pub struct Launch<'a> {
     pub port: u16,
     /// The arguments of `redis-server`; no secrets, every user can read them.
     pub args: &'a [String],
+    /// More of its environment.
+    pub env: &'a [(String, String)],
     /// What its default user needs, as `AUTH` takes it: a password, or a user and its password.
     pub login: Option<&'a str>,
 }
@@ -67,6 +69,7 @@ impl RedisServer {
             .args(WITHOUT_FILE_SIGNAL)
             .arg(on_path("redis-server")?)
             .args(launch.args)
+            .envs(launch.env.iter().map(|(name, value)| (name, value)))
             .current_dir(launch.dir);
         let process = Process::start(&command, &log, launch.temporary.then_some(launch.dir))?;
         let server = Self { process };

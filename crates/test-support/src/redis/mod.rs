@@ -34,6 +34,12 @@ pub struct RedisOptions {
     pub cluster: bool,
     /// TLS and users; without it the server takes plaintext from everybody.
     pub secured: Option<Secured>,
+    /// Its port; a free one if absent.
+    pub port: Option<u16>,
+    /// Address at which replicas, sentinels and clients reach it, if that is another one: a relay.
+    pub announced: Option<SocketAddr>,
+    /// More of its environment.
+    pub env: Vec<(String, String)>,
     /// More arguments of the command line.
     pub more: Vec<String>,
 }
@@ -52,6 +58,10 @@ impl RedisOptions {
         if self.cluster {
             add("--cluster-enabled", "yes");
             add("--cluster-port", &free_port()?.to_string());
+        }
+        if let Some(address) = self.announced {
+            add("--replica-announce-ip", &address.ip().to_string());
+            add("--replica-announce-port", &address.port().to_string());
         }
         if let Some(secured) = &self.secured {
             words.extend(secured.server_words(dir, self.cluster)?);
@@ -95,6 +105,11 @@ impl PrivateRedis {
             tls_port: None,
             server: None,
         };
+        if let Some(port) = redis.options.port {
+            redis.port = port;
+            redis.launch().await?;
+            return Ok(redis);
+        }
         for _ in 1..PORT_TRIES {
             redis.take_ports()?;
             match redis.launch().await {
@@ -153,6 +168,12 @@ impl PrivateRedis {
         SocketAddr::from((Ipv4Addr::LOCALHOST, self.port))
     }
 
+    /// Address at which others reach it.
+    pub fn announced(&self) -> SocketAddr {
+        let own = SocketAddr::from((Ipv4Addr::LOCALHOST, self.data_port()));
+        self.options.announced.unwrap_or(own)
+    }
+
     /// Kills the server, like a crash.
     pub fn kill9(&mut self) -> anyhow::Result<()> {
         self.server
@@ -193,7 +214,16 @@ impl PrivateRedis {
         if let Some(port) = self.tls_port {
             words.extend(["--tls-port".to_owned(), port.to_string()]);
         }
-        self.server = Some(launch(self.dir.path(), self.port, &words, self.login()).await?);
+        self.server = Some(
+            launch(
+                self.dir.path(),
+                self.port,
+                &words,
+                self.login(),
+                &self.options.env,
+            )
+            .await?,
+        );
         Ok(())
     }
 
@@ -213,13 +243,20 @@ impl PrivateRedis {
 }
 
 /// Starts a server whose folder does not outlive the test.
-async fn launch(dir: &Path, port: u16, args: &[String], login: Option<&str>) -> anyhow::Result<RedisServer> {
+async fn launch(
+    dir: &Path,
+    port: u16,
+    args: &[String],
+    login: Option<&str>,
+    env: &[(String, String)],
+) -> anyhow::Result<RedisServer> {
     let launch = Launch {
         dir,
         temporary: true,
         port,
         args,
         login,
+        env,
     };
     RedisServer::launch(launch).await
 }

@@ -32,8 +32,9 @@ struct Sentinel {
 impl PrivateRedis {
     /// Makes it a replica of `primary` and waits until the replication runs.
     pub async fn follow(&self, primary: &Self) -> anyhow::Result<()> {
-        let (ip, port) = (primary.address().ip(), primary.data_port());
-        self.command(&format!("REPLICAOF {ip} {port}")).await?;
+        let address = primary.announced();
+        self.command(&format!("REPLICAOF {} {}", address.ip(), address.port()))
+            .await?;
         self.wait_for("INFO replication", "master_link_status:up").await
     }
 
@@ -54,17 +55,27 @@ impl PrivateRedis {
 impl Watched {
     /// Starts a primary with this number of replicas, and the sentinels.
     pub async fn start(replicas: usize, options: &RedisOptions) -> anyhow::Result<Self> {
-        let primary = PrivateRedis::start_with(options.clone()).await?;
-        let mut servers = vec![primary];
-        for _ in 0..replicas {
-            let replica = PrivateRedis::start_with(options.clone()).await?;
-            replica.follow(&servers[0]).await?;
-            servers.push(replica);
+        Self::start_each(vec![options.clone(); replicas + 1]).await
+    }
+
+    /// As [`Watched::start`], with options of each server; the first is the primary.
+    pub async fn start_each(options: Vec<RedisOptions>) -> anyhow::Result<Self> {
+        let mut servers: Vec<PrivateRedis> = Vec::new();
+        for options in options {
+            let server = PrivateRedis::start_with(options).await?;
+            if let Some(primary) = servers.first() {
+                server.follow(primary).await?;
+            }
+            servers.push(server);
         }
+        let primary = servers.first().context("no server")?;
+        let secured = primary.options.secured.clone();
+        let primary = primary.announced().port();
         let mut sentinels = Vec::new();
         for _ in 0..SENTINELS {
-            sentinels.push(Sentinel::start(servers[0].data_port(), options.secured.as_ref()).await?);
+            sentinels.push(Sentinel::start(primary, secured.as_ref()).await?);
         }
+        let replicas = servers.len() - 1;
         let watched = Self { servers, sentinels };
         watched.wait_until_all_know_all(replicas).await?;
         Ok(watched)
@@ -82,13 +93,22 @@ impl Watched {
         format!("{scheme}-sentinel://{}/{NAME}", hosts.join(","))
     }
 
+    /// Asks a sentinel to let another server take over, as before maintenance.
+    pub async fn fail_over(&self) -> anyhow::Result<String> {
+        let sentinel = self.sentinels.first().context("no sentinel")?;
+        sentinel.ask(&format!("SENTINEL FAILOVER {NAME}")).await
+    }
+
     /// The present primary, by the sentinels: an index of the servers.
     pub async fn primary(&self) -> anyhow::Result<usize> {
         let sentinel = self.sentinels.first().context("no sentinel")?;
         let answer = sentinel
             .ask(&format!("SENTINEL GET-MASTER-ADDR-BY-NAME {NAME}"))
             .await?;
-        let is_named = |server: &PrivateRedis| answer.contains(&format!("\r\n{}\r\n", server.data_port()));
+        let is_named = |server: &PrivateRedis| {
+            let port = server.announced().port();
+            answer.contains(&format!("\r\n{port}\r\n"))
+        };
         self.servers
             .iter()
             .position(is_named)
@@ -140,7 +160,7 @@ impl Sentinel {
         std::fs::write(&file, config)?;
         let words = [file.to_string_lossy().into_owned(), "--sentinel".to_owned()];
         let login = secured.map(|_| secured::ADMIN);
-        let server = launch(dir.path(), port, &words, login).await?;
+        let server = launch(dir.path(), port, &words, login, &[]).await?;
         Ok(Self {
             port,
             tls_port,

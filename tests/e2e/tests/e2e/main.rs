@@ -22,6 +22,7 @@ mod fresh_clients;
 mod idle;
 mod isolation;
 mod large;
+mod linearizable;
 mod login;
 mod long_queries;
 mod oidc;

@@ -280,6 +280,7 @@ async fn start_redis(stack: &mut Stack, state: &Path, ports: &Ports) -> Result<S
         port: ports.redis.port(),
         args: &[file.display().to_string()],
         login: Some(&password),
+        env: &[],
     };
     let redis = RedisServer::launch(launch).await;
     stack.redis = Some(redis.context("starting Redis")?);
