@@ -75,6 +75,19 @@ churn: build ## Managers, Redis, primaries and masters die under load, SECONDS_E
 redis-faults: build ## TLS, rights, moving slots, a full disk and no memory of a real Redis under load, SECONDS_EACH=30 a phase (ONLY=slots)
 	REDIS_SECONDS=$(or $(SECONDS_EACH),30) cargo test --locked --workspace --test e2e redis_for_real::$(ONLY) -- --test-threads=1 --nocapture
 
+.PHONY: linearizable check-history soak
+linearizable: build ## Histories of concurrent clients under faults, each judged; ROUNDS=10 of SECONDS_EACH=300 (SEED=n is the first)
+	ROUNDS=$(or $(ROUNDS),10) SECONDS_EACH=$(or $(SECONDS_EACH),300) SEED=$(or $(SEED),1) cargo test --locked --workspace --test e2e linearizable::rounds -- --include-ignored --nocapture
+
+check-history: ## Judge a kept history again (HISTORY=target/linearizable/seed-1/history.jsonl)
+	HISTORY=$(abspath $(HISTORY)) cargo test --locked --workspace --test e2e linearizable::a_kept_history -- --include-ignored --nocapture
+
+soak: ## All kinds of clients for HOURS=0.5 beside RESTARTS=20 of every service and as many new keys (HOURS=4: 10 million calls)
+	@deploy/local/setup.sh run console test
+	@deploy/local/console_web.sh
+	cargo build --locked --profile $(or $(PROFILE),release) --workspace --bins
+	HOURS=$(or $(HOURS),0.5) RESTARTS=$(or $(RESTARTS),20) RATE=$(or $(RATE),700) cargo test --locked --profile $(or $(PROFILE),release) --workspace --test e2e soak::hours -- --include-ignored --nocapture
+
 .PHONY: revocation cancels
 revocation: build ## How soon nine removals are effective, in four states; writes docs/security.md (ROUNDS=50 CUT_ROUNDS=10)
 	ROUNDS=$(or $(ROUNDS),50) CUT_ROUNDS=$(or $(CUT_ROUNDS),10) cargo test --locked --workspace --test e2e revocation::matrix -- --include-ignored --nocapture

@@ -39,6 +39,7 @@ mod revocation;
 mod sail_streams;
 mod select;
 mod shared_server;
+mod soak;
 mod tokens;
 mod traces;
 mod udfs;
