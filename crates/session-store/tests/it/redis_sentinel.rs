@@ -204,6 +204,12 @@ async fn an_end_that_a_fail_over_lost_is_written_again() {
     let taken_back = commit(&store, touch(&taken_back)).await;
     watched.servers[old].kill9().unwrap();
     watched.servers[replica].stand_still(false).await.unwrap();
+    written_again(&store, &ended, &taken_back).await;
+    assert_eq!(store.get(&closed.key()).await.unwrap(), Some(closed));
+}
+
+/// Waits until the store has the end of one session and the revocation of another again.
+async fn written_again(store: &Store, ended: &Session, revoked: &Session) {
     eventually("the end is there again", async || {
         match store.get(&ended.key()).await {
             Ok(Some(stored)) if stored.status() == Status::Closed && stored.version >= ended.version => {
@@ -213,14 +219,13 @@ async fn an_end_that_a_fail_over_lost_is_written_again() {
         }
     })
     .await;
-    eventually("the tokens are taken back again", async || {
-        match store.get(&taken_back.key()).await {
-            Ok(Some(stored)) if stored.token_epoch == taken_back.token_epoch => Ok(()),
+    eventually("the tokens are revoked again", async || {
+        match store.get(&revoked.key()).await {
+            Ok(Some(stored)) if stored.token_epoch == revoked.token_epoch => Ok(()),
             other => Err(other),
         }
     })
     .await;
-    assert_eq!(store.get(&closed.key()).await.unwrap(), Some(closed));
 }
 
 /// A replica acknowledged the end, but another one takes over, which does not have it: the
@@ -253,22 +258,7 @@ async fn an_end_that_only_another_replica_had_is_written_again() {
         }
     })
     .await;
-    eventually("the end is there again", async || {
-        match store.get(&ended.key()).await {
-            Ok(Some(stored)) if stored.status() == Status::Closed && stored.version >= ended.version => {
-                Ok(())
-            }
-            other => Err(other),
-        }
-    })
-    .await;
-    eventually("the tokens are revoked again", async || {
-        match store.get(&revoked.key()).await {
-            Ok(Some(stored)) if stored.token_epoch == revoked.token_epoch => Ok(()),
-            other => Err(other),
-        }
-    })
-    .await;
+    written_again(&store, &ended, &revoked).await;
 }
 
 /// Without replicas no write waits.
