@@ -447,6 +447,18 @@ fn a_session_is_not_woken_after_its_lifetime() {
 }
 
 #[test]
+fn a_repeated_release_does_not_delay_the_end_of_the_lifetime() {
+    let mut life = Life::release_policy().active().idle_released();
+    life.pass(MINUTE);
+    life.session.expires_at = life.now.after(Duration::from_secs(5));
+    let announced = life.step(None, quiet(START)).transition.unwrap();
+    assert_eq!(announced.session.reason, ChangeReason::ClosingSoon);
+    let repeated = life.step(None, quiet(START));
+    assert_eq!(repeated.effects, [Effect::Release { up_to: 1 }]);
+    assert_eq!(repeated.due, Some(life.session.expires_at));
+}
+
+#[test]
 fn failed_warm_ups_back_off_and_the_fifth_fails_the_session() {
     let mut life = Life::release_policy().active().idle_released();
     for wait in [5, 15, 45, 120].map(Duration::from_secs) {

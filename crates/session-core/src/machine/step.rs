@@ -114,7 +114,14 @@ fn unfinished(
     let gone = matches!(observation, Some(Observation::Missing));
     let broken = matches!(observation, Some(Observation::Failed { .. }));
     let effects = match session.state {
-        State::IdleReleased { .. } if !gone => return Step::release(session, now),
+        State::IdleReleased { .. } if !gone => {
+            let release = Step::release(session, now);
+            let next = [release.due, next_due(session, activity, now)];
+            return Step {
+                due: next.into_iter().flatten().min(),
+                ..release
+            };
+        }
         State::Pending { .. } if gone || broken => vec![Effect::Ensure {
             generation: session.generation,
         }],
