@@ -27,7 +27,11 @@ pub fn step(
         return if gone {
             Step::done()
         } else {
-            Step::release(session, now)
+            Step {
+                transition: None,
+                effects: vec![release(session)],
+                due: Some(next_release_check(session, now)),
+            }
         };
     }
     if now >= session.expires_at {
@@ -113,36 +117,47 @@ fn unfinished(
 ) -> Step {
     let gone = matches!(observation, Some(Observation::Missing));
     let broken = matches!(observation, Some(Observation::Failed { .. }));
-    let effects = match session.state {
+    let (effects, repeated_at) = match session.state {
         State::IdleReleased { .. } if !gone => {
-            let release = Step::release(session, now);
-            let next = [release.due, next_due(session, activity, now)];
-            return Step {
-                due: next.into_iter().flatten().min(),
-                ..release
-            };
+            (vec![release(session)], Some(next_release_check(session, now)))
         }
-        State::Pending { .. } if gone || broken => vec![Effect::Ensure {
-            generation: session.generation,
-        }],
+        State::Pending { .. } if gone || broken => {
+            let ensure = Effect::Ensure {
+                generation: session.generation,
+            };
+            (vec![ensure], None)
+        }
         State::Pending { .. }
         | State::Active { .. }
         | State::IdleKept { .. }
         | State::IdleReleasing { .. }
         | State::IdleReleased { .. }
         | State::Closed
-        | State::Failed => Vec::new(),
+        | State::Failed => (Vec::new(), None),
     };
     let record_at = match Waiting::decide(session, observation, now) {
         Waiting::Later(at) => Some(at),
         Waiting::Now(_) | Waiting::Recorded => None,
     };
-    let due = next_due(session, activity, now);
+    let due = [next_due(session, activity, now), record_at, repeated_at];
     Step {
         transition: None,
         effects,
-        due: due.map(|due| record_at.map_or(due, |at| at.min(due))),
+        due: due.into_iter().flatten().min(),
     }
+}
+
+/// Gives back the compute of all generations so far.
+fn release(session: &Session) -> Effect {
+    Effect::Release {
+        up_to: session.generation,
+    }
+}
+
+/// Time of the next check of a release: after as much time as it has taken so far, within bounds.
+fn next_release_check(session: &Session, now: Timestamp) -> Timestamp {
+    let begun = session.closed_at.or(session.idle_since).unwrap_or(now);
+    now.after(now.since(begun).clamp(RECHECK, MAX_RECHECK))
 }
 
 fn lost_cause(observation: Option<&Observation>) -> Option<Cause> {
@@ -196,20 +211,6 @@ impl Step {
             transition: None,
             effects: Vec::new(),
             due: None,
-        }
-    }
-
-    /// Sets the next check after as much time as the release has taken so far,
-    /// within bounds.
-    fn release(session: &Session, now: Timestamp) -> Self {
-        let begun = session.closed_at.or(session.idle_since).unwrap_or(now);
-        let wait = now.since(begun).clamp(RECHECK, MAX_RECHECK);
-        Self {
-            transition: None,
-            effects: vec![Effect::Release {
-                up_to: session.generation,
-            }],
-            due: Some(now.after(wait)),
         }
     }
 
