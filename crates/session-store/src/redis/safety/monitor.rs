@@ -41,8 +41,13 @@ impl RedisStore {
     async fn tick(&self) -> Result<(), Error> {
         let servers = self.connections.refresh().await;
         self.epoch.tick().await?;
-        self.recheck_recent().await?;
+        let epoch = self.epoch.current().await?;
+        let recent = self.recheck_recent(epoch).await;
+        // Also when that failed for another session.
         self.recheck_unreplicated().await?;
-        servers.map_err(|failure| failure.into_error())
+        recent?;
+        servers.map_err(|failure| failure.into_error())?;
+        self.replication.forget_old(epoch);
+        Ok(())
     }
 }

@@ -34,8 +34,8 @@ const MAX_UNREPLICATED: usize = 10_000;
 /// Maximum number of them per check.
 const MAX_PER_RECHECK: usize = 100;
 
-/// Time for which a replicated change is kept: much longer than a replica may be behind,
-/// and than the store takes to follow another primary.
+/// Minimum time for which a replicated change is kept while all servers answer: much longer
+/// than a replica may be behind.
 const RECENT: Duration = Duration::from_secs(30);
 /// Maximum number of replicated changes that are kept; the oldest are removed first.
 const MAX_RECENT: usize = 10_000;
@@ -82,22 +82,26 @@ impl Replication {
     /// Adds a change that a replica has.
     fn add_recent(&self, recent: Recent) {
         let mut changes = lock(&self.recent);
-        while changes.len() >= MAX_RECENT || changes.front().is_some_and(Recent::is_over) {
+        if changes.len() >= MAX_RECENT {
             changes.pop_front();
         }
         changes.push_back(recent);
     }
 
-    /// Removes the changes that must be compared at this epoch.
+    /// Removes the changes that must be compared at this epoch, however old they are: the
+    /// fail-over may have taken longer than [`RECENT`].
     fn take_recent(&self, epoch: u64) -> VecDeque<Recent> {
         let mut changes = lock(&self.recent);
         let all = std::mem::take(&mut *changes);
-        let (same, other) = all
-            .into_iter()
-            .filter(|recent| !recent.is_over())
-            .partition(|recent| recent.epoch == epoch);
+        let (same, other) = all.into_iter().partition(|recent| recent.epoch == epoch);
         *changes = same;
         other
+    }
+
+    /// Removes the old changes that the store includes at this epoch. Only valid while all
+    /// servers answer: otherwise a fail-over may be in progress.
+    pub(super) fn forget_old(&self, epoch: u64) {
+        lock(&self.recent).retain(|recent| recent.epoch != epoch || recent.written_at.elapsed() <= RECENT);
     }
 
     /// Adds an unreplicated change in place of those that it includes. A change of a record
@@ -126,12 +130,6 @@ impl Replication {
         if changes.is_empty() {
             unreplicated.remove(&key);
         }
-    }
-}
-
-impl Recent {
-    fn is_over(&self) -> bool {
-        self.written_at.elapsed() > RECENT
     }
 }
 
@@ -258,8 +256,7 @@ impl RedisStore {
     }
 
     /// Compares recent changes after a fail-over, and writes lost ones again.
-    pub(in crate::redis) async fn recheck_recent(&self) -> Result<(), Error> {
-        let epoch = self.epoch.current().await?;
+    pub(in crate::redis) async fn recheck_recent(&self, epoch: u64) -> Result<(), Error> {
         let changes = self.replication.take_recent(epoch);
         let mut compared = stream::iter(changes)
             .map(async |recent| (self.rewrite_lost(&recent.commit).await, recent))
@@ -269,6 +266,11 @@ impl RedisStore {
             match outcome {
                 Ok(true) => self.replication.add_unreplicated(recent.commit),
                 Ok(false) => self.replication.add_recent(Recent { epoch, ..recent }),
+                // Only an operator can mend the record.
+                Err(Error::Corrupt(error)) => {
+                    let session = &recent.commit.session.id;
+                    tracing::error!(%session, error, "comparing a change after a fail-over failed; it may be lost");
+                }
                 // Of its old epoch, so it is compared again.
                 Err(error) => {
                     self.replication.add_recent(recent);
@@ -423,6 +425,26 @@ mod tests {
         let unreplicated = replication.unreplicated();
         let changes = unreplicated.get(&session.key()).into_iter().flatten();
         changes.map(|commit| commit.record.clone()).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn changes_are_kept_during_a_fail_over_of_any_length() {
+        let replication = Replication::default();
+        let now = Timestamp::from_millis(1_700_000_000_000);
+        let session = machine::create(fixtures::new_session(1, "c", fixtures::policy(), now), now).session;
+        replication.add_recent(Recent {
+            commit: revoke(&session, "t-01m8q467fepdk7de2wnt"),
+            written_at: Instant::now(),
+            epoch: 1,
+        });
+        tokio::time::advance(10 * RECENT).await;
+        replication.forget_old(2);
+        let compared = replication.take_recent(2).pop_front().unwrap();
+        replication.add_recent(Recent { epoch: 2, ..compared });
+        assert!(replication.take_recent(2).is_empty());
+        assert_eq!(lock(&replication.recent).len(), 1);
+        replication.forget_old(2);
+        assert_eq!(lock(&replication.recent).len(), 0);
     }
 
     #[test]
