@@ -10,6 +10,7 @@ mod marked_table;
 mod oidc;
 mod python;
 mod relay;
+mod requests;
 mod server;
 mod stack;
 
@@ -23,6 +24,7 @@ pub use marked_table::MarkedTable;
 pub use oidc::OidcProvider;
 pub use python::{Client, Repl, RunningClient, java};
 pub use relay::Relay;
+pub use requests::authorized;
 pub use server::Server;
-pub use stack::{AnotherIssuer, AnotherManager, Engine, Stack, StackOptions};
+pub use stack::{AnotherIssuer, AnotherManager, Engine, Stack, StackOptions, shared_sail_without_limits};
 pub use test_support::ports::free_port;

@@ -1,4 +1,4 @@
-//! A way between two parts that can stand still or break. What stood still goes on afterwards:
+//! A connection between two processes that can be stopped or cut. Afterwards it continues:
 //! bytes arrive late, not never.
 
 use anyhow::Result;

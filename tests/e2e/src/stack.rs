@@ -49,6 +49,18 @@ impl Engine {
     }
 }
 
+/// More of session-manager's configuration, for tests with load: limits that the load does not reach,
+/// and the cluster `shared` on the Sail server at `sail`.
+pub fn shared_sail_without_limits(sail: SocketAddr) -> String {
+    format!(
+        "limits.calls_per_second_per_principal = 0\nlimits.calls_per_second_per_address = 0\n\
+         [[orgs]]\nname = \"acme\"\n[orgs.limits]\nlive_sessions_per_owner = 1000\n\
+         live_sessions = 3000\ncreates_per_minute = 10000\n\
+         [[clusters]]\nname = \"shared\"\nengine = \"sail\"\ngranted_orgs = [\"acme\"]\n\
+         static.endpoints = [{{ address = \"{sail}\" }}]\n"
+    )
+}
+
 /// How a stack is set up.
 #[derive(Debug, Clone, Default)]
 pub struct StackOptions {

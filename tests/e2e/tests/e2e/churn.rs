@@ -8,7 +8,7 @@ mod faults;
 mod people;
 
 use anyhow::{Result, ensure};
-use e2e::{AnotherManager, Engine, Relay, Server, Service, Stack, StackOptions};
+use e2e::{AnotherManager, Engine, Relay, Server, Service, Stack, StackOptions, shared_sail_without_limits};
 use faults::Victims;
 use people::{Api, Deed};
 use std::net::SocketAddr;
@@ -78,14 +78,7 @@ impl Churn {
             Relay::start(server.address).await?,
         ];
         let mut stack = Stack::prepare(&StackOptions {
-            manager: format!(
-                "limits.calls_per_second_per_principal = 0\nlimits.calls_per_second_per_address = 0\n\
-                 [[orgs]]\nname = \"acme\"\n[orgs.limits]\nlive_sessions_per_owner = 1000\n\
-                 live_sessions = 3000\ncreates_per_minute = 10000\n\
-                 [[clusters]]\nname = \"shared\"\nengine = \"sail\"\ngranted_orgs = [\"acme\"]\n\
-                 static.endpoints = [{{ address = \"{}\" }}]\n",
-                server.address
-            ),
+            manager: shared_sail_without_limits(server.address),
             store,
             managers: Some(internal.address),
             ..StackOptions::default()

@@ -1,7 +1,7 @@
 //! Redis as operators run it, with its faults: TLS and users at sentinels and in a cluster,
 //! rights that are taken away, slots that move, a full disk, no memory left. Nothing that was
 //! acknowledged is lost, errors name cause and advice, the admin port shows the fault, and
-//! everything goes on by itself once it is over.
+//! all services continue by themselves once it is over.
 //!
 //! `REDIS_SECONDS=60` makes each phase longer (`make redis-faults`).
 
@@ -185,7 +185,7 @@ async fn rights_are_taken_away_and_given_back() -> Result<()> {
         ensure!(answer == "+OK\r\n", "{rule}: {answer}");
         anyhow::Ok(())
     };
-    // One right of a script; the rest goes on.
+    // One right of a script; the other calls continue.
     rule("-xadd").await?;
     work.is_refused("create", RIGHTS).await?;
     rule("+xadd").await?;
@@ -279,7 +279,7 @@ fn leave(redis: &PrivateRedis, bytes: u64) -> Result<()> {
     redis.limit_files(Some(std::fs::metadata(file)?.len() + bytes))
 }
 
-/// Redis goes on and rejects all changes; nothing that it acknowledged before is lost.
+/// Redis continues and rejects all changes; nothing that it acknowledged before is lost.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_full_disk_stops_changes_until_there_is_room() -> Result<()> {
     let mut redis = PrivateRedis::start_with(appendonly("everysec")).await?;

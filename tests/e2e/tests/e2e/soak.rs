@@ -8,7 +8,7 @@ mod api;
 mod people;
 mod rig;
 mod sample;
-mod toll;
+mod tally;
 
 use anyhow::{Context as _, Result, ensure};
 use api::Places;
@@ -18,8 +18,8 @@ use sample::Samples;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+use tally::Tally;
 use tokio::task::{JoinSet, LocalSet};
-use toll::Toll;
 
 const CALLERS: u32 = 24;
 const STREAMS: usize = 3;
@@ -76,30 +76,30 @@ fn number(variable: &str, default: f64) -> Result<f64> {
 }
 
 /// Starts all clients.
-async fn start_people(rig: &Rig, toll: &Arc<Toll>, people: &mut JoinSet<Result<()>>) -> Result<Forwarder> {
+async fn start_people(rig: &Rig, tally: &Arc<Tally>, people: &mut JoinSet<Result<()>>) -> Result<Forwarder> {
     let owner = |n: usize| Places::of(rig, PEOPLE[n % PEOPLE.len()]);
     for n in 0..CALLERS {
-        let rate = toll.plan.rate / f64::from(CALLERS);
-        people.spawn_local(people::calls(Arc::clone(toll), owner(n as usize)?, rate));
+        let rate = tally.plan.rate / f64::from(CALLERS);
+        people.spawn_local(people::calls(Arc::clone(tally), owner(n as usize)?, rate));
     }
     for n in 0..STREAMS {
-        people.spawn_local(people::streams(Arc::clone(toll), owner(n)?));
+        people.spawn_local(people::streams(Arc::clone(tally), owner(n)?));
     }
     for n in 0..LIVES {
-        people.spawn_local(people::lives(Arc::clone(toll), owner(n)?));
+        people.spawn_local(people::lives(Arc::clone(tally), owner(n)?));
     }
     for n in 0..IDLE {
-        people.spawn_local(people::idle(Arc::clone(toll), owner(n)?));
+        people.spawn_local(people::idle(Arc::clone(tally), owner(n)?));
     }
     let (console, key) = (rig.balancers.consoles.address, rig.stack.key_of("olga"));
-    people.spawn_local(people::reads(Arc::clone(toll), console, key.to_owned()));
+    people.spawn_local(people::reads(Arc::clone(tally), console, key.to_owned()));
     let direct = people::Way::Direct {
         places: owner(0)?,
         ca: rig.stack.ca().context("no authority")?.to_owned(),
     };
     let dir = rig.stack.dir.path();
     people.spawn_local(people::notebook(
-        Arc::clone(toll),
+        Arc::clone(tally),
         Client::Py41,
         dir.join("notebook"),
         direct,
@@ -111,7 +111,7 @@ async fn start_people(rig: &Rig, toll: &Arc<Toll>, people: &mut JoinSet<Result<(
     let forwarder = Forwarder::start(&rig.stack, "bob", &[&session, "--ttl", "120s"]).await?;
     let url = forwarder.url.clone();
     people.spawn_local(people::notebook(
-        Arc::clone(toll),
+        Arc::clone(tally),
         Client::Py43,
         dir.join("forwarded-notebook"),
         people::Way::Forwarded { url },
@@ -120,9 +120,9 @@ async fn start_people(rig: &Rig, toll: &Arc<Toll>, people: &mut JoinSet<Result<(
 }
 
 /// Rolling restarts of every service; one at a time, each in order and ready before the next.
-async fn restart_all(rig: &mut Rig, toll: &Toll, samples: &mut Samples) -> Result<()> {
+async fn restart_all(rig: &mut Rig, tally: &Tally, samples: &mut Samples) -> Result<()> {
     for n in 0..rig.services().len() {
-        samples.take(toll.elapsed(), &rig.processes());
+        samples.take(tally.elapsed(), &rig.processes());
         let service = &mut rig.services()[n];
         let name = service.name();
         let ended = service
@@ -130,45 +130,45 @@ async fn restart_all(rig: &mut Rig, toll: &Toll, samples: &mut Samples) -> Resul
             .await
             .with_context(|| format!("ending {name}"))?;
         if !ended.is_some_and(|status| status.success()) {
-            toll.failed("a restart", &format!("{name} ended with {ended:?}"));
+            tally.failed("a restart", &format!("{name} ended with {ended:?}"));
         }
         service.start_ready().await?;
-        toll.did("restarts");
-        toll.pause(Duration::from_secs(1)).await;
+        tally.did("restarts");
+        tally.pause(Duration::from_secs(1)).await;
     }
     Ok(())
 }
 
 /// Restarts and rotations, then calm; samples all the time.
-async fn live_through(rig: &mut Rig, toll: &Toll) -> Result<Samples> {
-    let plan = toll.plan;
+async fn live_through(rig: &mut Rig, tally: &Tally) -> Result<Samples> {
+    let plan = tally.plan;
     let mut samples = Samples::default();
     let rotating = plan
         .restless
         .saturating_sub(BEFORE_SIGNING)
         .max(plan.restless / 2);
     let (mut rounds, mut rotations) = (0, 0);
-    while toll.elapsed() < plan.restless || rounds < plan.rounds {
-        if rotations < plan.rotations && toll.elapsed() >= rotating * rotations / plan.rotations {
+    while tally.elapsed() < plan.restless || rounds < plan.rounds {
+        if rotations < plan.rotations && tally.elapsed() >= rotating * rotations / plan.rotations {
             rig.keys.rotate()?;
-            toll.did("rotations");
+            tally.did("rotations");
             rotations += 1;
         }
-        if rounds < plan.rounds && toll.elapsed() >= plan.restless * rounds / plan.rounds {
-            restart_all(rig, toll, &mut samples).await?;
+        if rounds < plan.rounds && tally.elapsed() >= plan.restless * rounds / plan.rounds {
+            restart_all(rig, tally, &mut samples).await?;
             rounds += 1;
             println!(
                 "after {:.0?}: {rounds} rounds of restarts, {}",
-                toll.elapsed(),
-                toll.summary()
+                tally.elapsed(),
+                tally.summary()
             );
         }
-        toll.pause(Duration::from_millis(500)).await;
+        tally.pause(Duration::from_millis(500)).await;
     }
-    let end = toll.elapsed() + plan.calm;
-    while toll.elapsed() < end {
-        samples.take(toll.elapsed(), &rig.processes());
-        toll.pause(plan.sample).await;
+    let end = tally.elapsed() + plan.calm;
+    while tally.elapsed() < end {
+        samples.take(tally.elapsed(), &rig.processes());
+        tally.pause(plan.sample).await;
     }
     Ok(samples)
 }
@@ -179,12 +179,12 @@ async fn soak(plan: Plan) -> Result<()> {
 
 async fn soak_here(plan: Plan) -> Result<()> {
     let mut rig = Rig::start().await?;
-    let toll = Arc::new(Toll::new(plan));
+    let tally = Arc::new(Tally::new(plan));
     let mut people = JoinSet::new();
-    let forwarder = start_people(&rig, &toll, &mut people).await?;
-    let lived = live_through(&mut rig, &toll).await;
-    let calm_from = toll.elapsed().saturating_sub(plan.calm);
-    toll.end();
+    let forwarder = start_people(&rig, &tally, &mut people).await?;
+    let lived = live_through(&mut rig, &tally).await;
+    let calm_from = tally.elapsed().saturating_sub(plan.calm);
+    tally.end();
     while let Some(done) = people.join_next().await {
         done??;
     }
@@ -194,10 +194,10 @@ async fn soak_here(plan: Plan) -> Result<()> {
     for growth in &growths {
         println!("{growth}");
     }
-    println!("{:.0?}: {}", toll.elapsed(), toll.summary());
+    println!("{:.0?}: {}", tally.elapsed(), tally.summary());
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| repo().join("target"), PathBuf::from);
     samples.write(&target.join("soak.csv"))?;
-    let failures = toll.failures();
+    let failures = tally.failures();
     ensure!(
         failures.is_empty(),
         "{} failed: {:#?}",
@@ -211,14 +211,14 @@ async fn soak_here(plan: Plan) -> Result<()> {
         .collect();
     ensure!(most.is_empty(), "{most:#?}");
     if plan.restless >= BEFORE_SIGNING {
-        let idle = rig.keys.unused(&toll.signed_by());
+        let idle = rig.keys.unused(&tally.signed_by());
         ensure!(idle.is_empty(), "new keys that never signed: {idle:?}");
     }
     let wanted = plan.rate * (plan.restless + plan.calm).as_secs_f64();
     ensure!(
-        toll.calls() as f64 >= wanted * 0.97,
+        tally.calls() as f64 >= wanted * 0.97,
         "{} calls of {wanted:.0}",
-        toll.calls()
+        tally.calls()
     );
     Ok(())
 }

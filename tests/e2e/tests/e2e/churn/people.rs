@@ -2,6 +2,7 @@
 
 use super::Shared;
 use anyhow::{Context as _, Result, bail, ensure};
+use e2e::authorized;
 use session_core::Reason;
 use session_proto::error::reason_of;
 use session_proto::spark::plan::OpType;
@@ -89,18 +90,11 @@ impl Api {
     }
 
     pub(super) fn request<T>(&self, message: T) -> Result<Request<T>, Status> {
-        let mut request = Request::new(message);
-        let value = self
-            .bearer
-            .parse()
-            .map_err(|_| Status::internal("the credential"))?;
-        request.metadata_mut().insert("authorization", value);
-        request.set_timeout(CALL);
-        Ok(request)
+        authorized(&self.bearer, message, CALL)
     }
 
     /// Calls until it is answered; what does not pass by itself is an error.
-    pub(super) async fn insist<T>(
+    pub(super) async fn with_retries<T>(
         &self,
         what: &str,
         mut call: impl AsyncFnMut() -> Result<Response<T>, Status>,
@@ -128,7 +122,7 @@ impl Api {
     }
 
     pub(super) async fn describe(&self, id: &str) -> Result<v1::Session> {
-        self.insist("describe", async || {
+        self.with_retries("describe", async || {
             let request = v1::DescribeSessionRequest {
                 session_id: id.to_owned(),
                 wait_ready: None,
@@ -142,7 +136,7 @@ impl Api {
     }
 
     pub(super) async fn events(&self, id: &str) -> Result<Vec<v1::SessionEvent>> {
-        let answer = self.insist("events", async || {
+        let answer = self.with_retries("events", async || {
             let request = v1::ListSessionEventsRequest {
                 session_id: id.to_owned(),
             };
@@ -154,7 +148,7 @@ impl Api {
 
     /// The ids of sessions that have not ended: some of them.
     pub(super) async fn live(&self) -> Result<Vec<String>> {
-        let answer = self.insist("list", async || {
+        let answer = self.with_retries("list", async || {
             let request = v1::ListSessionsRequest {
                 statuses: vec![
                     v1::SessionStatus::Pending.into(),
@@ -174,7 +168,7 @@ impl Api {
         let request_id = uuid::Uuid::new_v4().to_string();
         let mut ids = Vec::new();
         for _ in 0..2 {
-            let answer = self.insist("create", async || {
+            let answer = self.with_retries("create", async || {
                 let request = v1::CreateSessionRequest {
                     request_id: request_id.clone(),
                     cluster: "shared".to_owned(),
@@ -210,7 +204,7 @@ impl Api {
     }
 
     async fn token(&self, id: &str) -> Result<v1::IssueSessionTokenResponse> {
-        self.insist("token", async || {
+        self.with_retries("token", async || {
             let request = v1::IssueSessionTokenRequest {
                 session_id: id.to_owned(),
                 ttl: None,
@@ -261,7 +255,7 @@ impl Api {
 
     pub(super) async fn answers(&self, proxy: usize, token: &str, spark_session: &str) -> Result<()> {
         let messages = self
-            .insist("query", async || self.select(proxy, token, spark_session).await)
+            .with_retries("query", async || self.select(proxy, token, spark_session).await)
             .await?;
         ensure!(messages > 0, "a query without an answer");
         self.shared.queries.fetch_add(1, Ordering::Relaxed);
@@ -291,7 +285,7 @@ impl Api {
     }
 
     async fn revoke(&self, id: &str, token_id: &str) -> Result<()> {
-        self.insist("revoke", async || {
+        self.with_retries("revoke", async || {
             let request = v1::RevokeSessionTokenRequest {
                 session_id: id.to_owned(),
                 token_id: token_id.to_owned(),
@@ -304,7 +298,7 @@ impl Api {
     }
 
     async fn rename(&self, id: &str, name: &str) -> Result<()> {
-        self.insist("rename", async || {
+        self.with_retries("rename", async || {
             let request = v1::UpdateSessionRequest {
                 session_id: id.to_owned(),
                 name: Some(name.to_owned()),
@@ -319,7 +313,7 @@ impl Api {
     }
 
     pub(super) async fn close(&self, id: &str) -> Result<()> {
-        let answer = self.insist("close", async || {
+        let answer = self.with_retries("close", async || {
             let request = v1::CloseSessionRequest {
                 session_id: id.to_owned(),
             };
@@ -397,7 +391,7 @@ pub(super) async fn a_long_query(api: Api) -> Result<Deed> {
     let spark_session = uuid::Uuid::new_v4().to_string();
     let sql = "SELECT id FROM range(100000000000)";
     let mut answer = api
-        .insist("the long query", async || {
+        .with_retries("the long query", async || {
             let mut spark = api.proxies[0].clone();
             spark.execute_plan(Api::query(&token, &spark_session, sql)?).await
         })

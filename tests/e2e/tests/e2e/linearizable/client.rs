@@ -5,6 +5,7 @@ use super::history::{Call, Event, Fault, History, Life, Micros, Outcome, Record,
 use anyhow::Result;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use e2e::authorized;
 use parking_lot::Mutex;
 use session_core::Reason;
 use session_proto::error::reason_of;
@@ -20,8 +21,8 @@ use session_proto::v1::token_service_client::TokenServiceClient;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 
@@ -33,7 +34,7 @@ const CALL: Duration = Duration::from_secs(4);
 pub(super) struct Recorder {
     begun: Instant,
     history: Mutex<History>,
-    over: AtomicBool,
+    over: CancellationToken,
 }
 
 impl Recorder {
@@ -41,7 +42,7 @@ impl Recorder {
         Self {
             begun: Instant::now(),
             history: Mutex::default(),
-            over: AtomicBool::new(false),
+            over: CancellationToken::new(),
         }
     }
 
@@ -61,20 +62,16 @@ impl Recorder {
     }
 
     pub(super) fn end(&self) {
-        self.over.store(true, Ordering::Relaxed);
+        self.over.cancel();
     }
 
     pub(super) fn is_over(&self) -> bool {
-        self.over.load(Ordering::Relaxed)
+        self.over.is_cancelled()
     }
 
     /// Waits, but not beyond the end.
     pub(super) async fn pause(&self, time: Duration) {
-        let end = Instant::now() + time;
-        while !self.is_over() && Instant::now() < end {
-            let left = end.saturating_duration_since(Instant::now());
-            tokio::time::sleep(left.min(Duration::from_millis(100))).await;
-        }
+        self.over.run_until_cancelled(tokio::time::sleep(time)).await;
     }
 
     pub(super) fn history(&self) -> History {
@@ -206,14 +203,6 @@ impl Client {
         done.unwrap_or_else(|status| refused(&status, call))
     }
 
-    fn by<T>(&self, bearer: &str, message: T) -> Result<Request<T>, Status> {
-        let mut request = Request::new(message);
-        let value = bearer.parse().map_err(|_| Status::internal("the credential"))?;
-        request.metadata_mut().insert("authorization", value);
-        request.set_timeout(CALL);
-        Ok(request)
-    }
-
     async fn at_manager(
         &self,
         sessions: &mut SessionServiceClient<Channel>,
@@ -234,7 +223,9 @@ impl Client {
                     }),
                     ..Default::default()
                 };
-                let created = sessions.create_session(self.by(&self.bearer, request)?).await?;
+                let created = sessions
+                    .create_session(authorized(&self.bearer, request, CALL)?)
+                    .await?;
                 created.into_inner().session
             }
             Call::Rename { name } => {
@@ -244,12 +235,16 @@ impl Client {
                     labels: None,
                     version: 0,
                 };
-                let updated = sessions.update_session(self.by(&self.bearer, request)?).await?;
+                let updated = sessions
+                    .update_session(authorized(&self.bearer, request, CALL)?)
+                    .await?;
                 updated.into_inner().session
             }
             Call::Close => {
                 let request = v1::CloseSessionRequest { session_id };
-                let closed = sessions.close_session(self.by(&self.bearer, request)?).await?;
+                let closed = sessions
+                    .close_session(authorized(&self.bearer, request, CALL)?)
+                    .await?;
                 closed.into_inner().session
             }
             Call::Describe
@@ -262,7 +257,9 @@ impl Client {
                     session_id,
                     wait_ready: None,
                 };
-                let described = sessions.describe_session(self.by(&self.bearer, request)?).await?;
+                let described = sessions
+                    .describe_session(authorized(&self.bearer, request, CALL)?)
+                    .await?;
                 described.into_inner().session
             }
         };
@@ -284,14 +281,14 @@ impl Client {
                 token_id: token.clone(),
             };
             tokens
-                .revoke_session_token(self.by(&self.bearer, request)?)
+                .revoke_session_token(authorized(&self.bearer, request, CALL)?)
                 .await?;
             return Ok(Outcome::Done);
         }
         if *call == Call::RevokeAll {
             let request = v1::RevokeAllSessionTokensRequest { session_id };
             let revoked = tokens
-                .revoke_all_session_tokens(self.by(&self.bearer, request)?)
+                .revoke_all_session_tokens(authorized(&self.bearer, request, CALL)?)
                 .await?;
             let epoch = revoked.into_inner().token_epoch;
             return Ok(Outcome::AllRevoked { epoch });
@@ -304,7 +301,7 @@ impl Client {
             }),
         };
         let issued = tokens
-            .issue_session_token(self.by(&self.bearer, request)?)
+            .issue_session_token(authorized(&self.bearer, request, CALL)?)
             .await?;
         let issued = issued.into_inner();
         let epoch = epoch_of(&issued.token).ok_or_else(|| Status::internal("a token without an epoch"))?;
@@ -335,7 +332,7 @@ impl Client {
 
     async fn spark(&self, known: &Known, replica: usize, token: &str) -> Result<Outcome, Status> {
         let text = known.tokens.lock().get(token).cloned().unwrap_or_default();
-        let request = self.by(
+        let request = authorized(
             &format!("Bearer {text}"),
             AnalyzePlanRequest {
                 session_id: known.spark_session.clone(),
@@ -343,6 +340,7 @@ impl Client {
                 analyze: Some(Analyze::SparkVersion(SparkVersion {})),
                 ..AnalyzePlanRequest::default()
             },
+            CALL,
         )?;
         let answer = self.proxies[replica].clone().analyze_plan(request).await?;
         let generation = answer.metadata().get("x-berth-generation");
@@ -423,9 +421,9 @@ fn refused(status: &Status, call: &Call) -> Outcome {
         return Outcome::Refused(Refusal::TokenRevoked);
     }
     let text = format!("{:?} {:?}: {}", status.code(), reason, status.message());
-    let nobody_there = format!("{status:?}").contains("ConnectError");
+    let not_connected = format!("{status:?}").contains("ConnectError");
     let limited = matches!(reason, Some(Reason::RateLimited | Reason::QuotaExceeded));
-    if nobody_there || limited || status.code() == Code::Unauthenticated {
+    if not_connected || limited || status.code() == Code::Unauthenticated {
         Outcome::Failed(text)
     } else {
         Outcome::Unknown(text)

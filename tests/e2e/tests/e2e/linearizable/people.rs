@@ -1,4 +1,4 @@
-//! What the clients of a session do: three of them at once, at all replicas, until it is closed and
+//! What the clients of a session do: three of them concurrently, at all replicas, until it is closed and
 //! some time longer.
 
 use super::client::{Client, Known, Places, Recorder};

@@ -20,7 +20,7 @@ const CALL: Duration = Duration::from_secs(20);
 const BETWEEN: Duration = Duration::from_millis(10);
 const AFTER_REFUSAL: Duration = Duration::from_millis(100);
 const RECOVERED: Duration = Duration::from_secs(60);
-/// So many sessions a caller leaves open.
+/// Number of sessions that a caller leaves open.
 const KEPT: usize = 20;
 
 /// One caller at one manager.

@@ -21,7 +21,7 @@ use tonic::{Request, Status};
 
 /// Longer than any fail-over on a busy machine.
 pub(super) const LIMIT: Duration = Duration::from_secs(60);
-/// Calls after a fault that show that everything goes on.
+/// Calls after a fault that show that all services continue.
 const ENOUGH: u64 = 40;
 /// Callers, with their organizations: two partitions of the store.
 const CALLERS: [(&str, &str); 4] = [
@@ -233,7 +233,7 @@ impl Rig {
         Ok((spark, user))
     }
 
-    /// Everything goes on in the same processes, and the store has what was acknowledged.
+    /// All calls succeed again in the same processes, and the store has what was acknowledged.
     pub(super) async fn settled(&self, stories: &[Story]) -> Result<()> {
         self.managers_are_ready().await?;
         let pids = [

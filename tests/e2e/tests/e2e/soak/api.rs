@@ -2,8 +2,9 @@
 //! balancer.
 
 use super::rig::Rig;
-use super::toll::Toll;
+use super::tally::Tally;
 use anyhow::{Context as _, Result};
+use e2e::authorized;
 use session_core::Reason;
 use session_proto::error::reason_of;
 use session_proto::spark::analyze_plan_request::{Analyze, SparkVersion};
@@ -16,8 +17,8 @@ use session_proto::v1;
 use session_proto::v1::session_service_client::SessionServiceClient;
 use session_proto::v1::token_service_client::TokenServiceClient;
 use std::time::{Duration, Instant};
+use tonic::Status;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
-use tonic::{Request, Status};
 
 const CALL: Duration = Duration::from_secs(60);
 /// Tokens are renewed after three quarters of this.
@@ -87,18 +88,10 @@ impl Api {
         })
     }
 
-    fn by<T>(&self, bearer: &str, message: T) -> Result<Request<T>, Status> {
-        let mut request = Request::new(message);
-        let value = bearer.parse().map_err(|_| Status::internal("the credential"))?;
-        request.metadata_mut().insert("authorization", value);
-        request.set_timeout(CALL);
-        Ok(request)
-    }
-
     /// A new session, active, with a token.
-    pub(super) async fn create(&self, toll: &Toll) -> Option<Held> {
+    pub(super) async fn create(&self, tally: &Tally) -> Option<Held> {
         let request_id = uuid::Uuid::new_v4().to_string();
-        let created = toll.insist("create", async || {
+        let created = tally.with_retries("create", async || {
             let request = v1::CreateSessionRequest {
                 request_id: request_id.clone(),
                 cluster: "shared".to_owned(),
@@ -110,40 +103,41 @@ impl Api {
             };
             let mut sessions = self.sessions.clone();
             sessions
-                .create_session(self.by(&self.places.bearer, request)?)
+                .create_session(authorized(&self.places.bearer, request, CALL)?)
                 .await
         });
         let id = created.await?.into_inner().session?.id;
-        toll.insist("describe", async || {
-            let request = v1::DescribeSessionRequest {
-                session_id: id.clone(),
-                wait_ready: Some(prost_types::Duration {
-                    seconds: 30,
-                    nanos: 0,
-                }),
-            };
-            let mut sessions = self.sessions.clone();
-            sessions
-                .describe_session(self.by(&self.places.bearer, request)?)
-                .await
-        })
-        .await?;
+        tally
+            .with_retries("describe", async || {
+                let request = v1::DescribeSessionRequest {
+                    session_id: id.clone(),
+                    wait_ready: Some(prost_types::Duration {
+                        seconds: 30,
+                        nanos: 0,
+                    }),
+                };
+                let mut sessions = self.sessions.clone();
+                sessions
+                    .describe_session(authorized(&self.places.bearer, request, CALL)?)
+                    .await
+            })
+            .await?;
         let mut held = Held {
             id,
             spark_session: uuid::Uuid::new_v4().to_string(),
             token: String::new(),
             renew_at: Instant::now(),
         };
-        self.renew(toll, &mut held).await?;
+        self.renew(tally, &mut held).await?;
         Some(held)
     }
 
     /// A new token, if the present one is old.
-    pub(super) async fn renew(&self, toll: &Toll, held: &mut Held) -> Option<()> {
+    pub(super) async fn renew(&self, tally: &Tally, held: &mut Held) -> Option<()> {
         if Instant::now() < held.renew_at {
             return Some(());
         }
-        held.token = self.issue(toll, &held.id, TOKEN_LIFE).await?.token;
+        held.token = self.issue(tally, &held.id, TOKEN_LIFE).await?.token;
         held.renew_at = Instant::now() + TOKEN_LIFE * 3 / 4;
         Some(())
     }
@@ -151,11 +145,11 @@ impl Api {
     /// A token, and the connection string with it.
     pub(super) async fn issue(
         &self,
-        toll: &Toll,
+        tally: &Tally,
         session: &str,
         life: Duration,
     ) -> Option<v1::IssueSessionTokenResponse> {
-        let issued = toll.insist("issue", async || {
+        let issued = tally.with_retries("issue", async || {
             let request = v1::IssueSessionTokenRequest {
                 session_id: session.to_owned(),
                 ttl: Some(prost_types::Duration {
@@ -165,11 +159,11 @@ impl Api {
             };
             let mut tokens = self.tokens.clone();
             tokens
-                .issue_session_token(self.by(&self.places.bearer, request)?)
+                .issue_session_token(authorized(&self.places.bearer, request, CALL)?)
                 .await
         });
         let issued = issued.await?.into_inner();
-        toll.issued(&issued.token);
+        tally.issued(&issued.token);
         Some(issued)
     }
 
@@ -181,7 +175,7 @@ impl Api {
             analyze: Some(Analyze::SparkVersion(SparkVersion {})),
             ..AnalyzePlanRequest::default()
         };
-        let request = self.by(&format!("Bearer {}", held.token), request)?;
+        let request = authorized(&format!("Bearer {}", held.token), request, CALL)?;
         self.spark.clone().analyze_plan(request).await.map(drop)
     }
 
@@ -201,7 +195,7 @@ impl Api {
             }),
             ..Default::default()
         };
-        let mut request = self.by(&format!("Bearer {}", held.token), request)?;
+        let mut request = authorized(&format!("Bearer {}", held.token), request, CALL)?;
         request.metadata_mut().remove("grpc-timeout");
         let begun = Instant::now();
         let mut stream = self.spark.clone().execute_plan(request).await?.into_inner();
@@ -218,17 +212,18 @@ impl Api {
     }
 
     /// Closes a session; then its token is refused within some seconds.
-    pub(super) async fn close(&self, toll: &Toll, held: &Held) -> Option<()> {
-        toll.insist("close", async || {
-            let request = v1::CloseSessionRequest {
-                session_id: held.id.clone(),
-            };
-            let mut sessions = self.sessions.clone();
-            sessions
-                .close_session(self.by(&self.places.bearer, request)?)
-                .await
-        })
-        .await?;
+    pub(super) async fn close(&self, tally: &Tally, held: &Held) -> Option<()> {
+        tally
+            .with_retries("close", async || {
+                let request = v1::CloseSessionRequest {
+                    session_id: held.id.clone(),
+                };
+                let mut sessions = self.sessions.clone();
+                sessions
+                    .close_session(authorized(&self.places.bearer, request, CALL)?)
+                    .await
+            })
+            .await?;
         let begun = Instant::now();
         loop {
             match self.version(held).await {
@@ -237,7 +232,7 @@ impl Api {
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }
                 other => {
-                    toll.failed("a call after the close", &format!("not refused: {other:?}"));
+                    tally.failed("a call after the close", &format!("not refused: {other:?}"));
                     return None;
                 }
             }

@@ -2,7 +2,7 @@
 //! browsers' reads, and notebooks with PySpark.
 
 use super::api::{Api, Held, Places};
-use super::toll::Toll;
+use super::tally::Tally;
 use anyhow::{Context as _, Result, ensure};
 use e2e::{Client, http};
 use std::net::SocketAddr;
@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{MissedTickBehavior, interval};
 
-/// Every so many small calls one is a query.
+/// One of this number of small calls is a query.
 const QUERY_EVERY: u64 = 25;
 const CONNECTION_LIFE: Duration = Duration::from_secs(30);
 const STREAM_ROWS: i64 = 1_000_000;
@@ -21,108 +21,112 @@ const NOTEBOOK_LIFE: Duration = Duration::from_secs(600);
 const TRIES: usize = 3;
 
 /// A session, however often its making fails: each failure counts.
-async fn session(api: &Api, toll: &Toll) -> Option<Held> {
-    while !toll.is_over() {
-        if let Some(held) = api.create(toll).await {
+async fn session(api: &Api, tally: &Tally) -> Option<Held> {
+    while !tally.is_over() {
+        if let Some(held) = api.create(tally).await {
             return Some(held);
         }
     }
     None
 }
 
-/// So many small calls a second on one session; now and then on a new connection, so that both
+/// This number of small calls a second on one session, at times on a new connection, so that both
 /// proxies have some.
-pub(super) async fn calls(toll: Arc<Toll>, places: Places, rate: f64) -> Result<()> {
+pub(super) async fn calls(tally: Arc<Tally>, places: Places, rate: f64) -> Result<()> {
     let mut api = Api::new(&places)?;
-    let Some(mut held) = session(&api, &toll).await else {
+    let Some(mut held) = session(&api, &tally).await else {
         return Ok(());
     };
     let mut ticks = interval(Duration::from_secs_f64(1.0 / rate));
     // What a restart delayed is made good afterwards.
     ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
     for n in 1_u64.. {
-        if toll.is_over() {
+        if tally.is_over() {
             break;
         }
         ticks.tick().await;
         if n % (rate * CONNECTION_LIFE.as_secs_f64()) as u64 == 0 {
             api = Api::new(&places)?;
         }
-        api.renew(&toll, &mut held).await;
+        api.renew(&tally, &mut held).await;
         if n % QUERY_EVERY == 0 {
             let query = async || api.rows(&held, "SELECT 1", Duration::ZERO).await;
-            if let Some(rows) = toll.insist("query", query).await
+            if let Some(rows) = tally.with_retries("query", query).await
                 && rows != 1
             {
-                toll.failed("query", &format!("{rows} rows"));
+                tally.failed("query", &format!("{rows} rows"));
             }
         } else {
-            toll.insist("call", async || api.version(&held).await).await;
+            tally
+                .with_retries("call", async || api.version(&held).await)
+                .await;
         }
     }
-    api.close(&toll, &held).await;
+    api.close(&tally, &held).await;
     Ok(())
 }
 
 /// Long results, each read to its end and counted.
-pub(super) async fn streams(toll: Arc<Toll>, places: Places) -> Result<()> {
+pub(super) async fn streams(tally: Arc<Tally>, places: Places) -> Result<()> {
     let api = Api::new(&places)?;
-    let Some(mut held) = session(&api, &toll).await else {
+    let Some(mut held) = session(&api, &tally).await else {
         return Ok(());
     };
     let sql = format!("SELECT id FROM range({STREAM_ROWS})");
-    while !toll.is_over() {
-        api.renew(&toll, &mut held).await;
-        let read = async || api.rows(&held, &sql, toll.plan.stream).await;
-        match toll.insist("stream", read).await {
-            Some(STREAM_ROWS) => toll.did("streams"),
-            Some(rows) => toll.failed("stream", &format!("{rows} rows")),
+    while !tally.is_over() {
+        api.renew(&tally, &mut held).await;
+        let read = async || api.rows(&held, &sql, tally.plan.stream).await;
+        match tally.with_retries("stream", read).await {
+            Some(STREAM_ROWS) => tally.did("streams"),
+            Some(rows) => tally.failed("stream", &format!("{rows} rows")),
             None => {}
         }
     }
-    api.close(&toll, &held).await;
+    api.close(&tally, &held).await;
     Ok(())
 }
 
 /// Sessions that live for a few calls.
-pub(super) async fn lives(toll: Arc<Toll>, places: Places) -> Result<()> {
+pub(super) async fn lives(tally: Arc<Tally>, places: Places) -> Result<()> {
     let api = Api::new(&places)?;
-    while !toll.is_over() {
-        let Some(held) = api.create(&toll).await else {
+    while !tally.is_over() {
+        let Some(held) = api.create(&tally).await else {
             continue;
         };
         for _ in 0..3 {
-            toll.insist("first calls", async || api.version(&held).await)
+            tally
+                .with_retries("first calls", async || api.version(&held).await)
                 .await;
         }
-        if api.close(&toll, &held).await.is_some() {
-            toll.did("sessions");
+        if api.close(&tally, &held).await.is_some() {
+            tally.did("sessions");
         }
-        toll.pause(Duration::from_millis(500)).await;
+        tally.pause(Duration::from_millis(500)).await;
     }
     Ok(())
 }
 
 /// A connection with a call now and then.
-pub(super) async fn idle(toll: Arc<Toll>, places: Places) -> Result<()> {
+pub(super) async fn idle(tally: Arc<Tally>, places: Places) -> Result<()> {
     let api = Api::new(&places)?;
-    let Some(mut held) = session(&api, &toll).await else {
+    let Some(mut held) = session(&api, &tally).await else {
         return Ok(());
     };
-    while !toll.is_over() {
-        api.renew(&toll, &mut held).await;
-        toll.insist("a call after idling", async || api.version(&held).await)
+    while !tally.is_over() {
+        api.renew(&tally, &mut held).await;
+        tally
+            .with_retries("a call after idling", async || api.version(&held).await)
             .await;
-        toll.pause(toll.plan.idle).await;
+        tally.pause(tally.plan.idle).await;
     }
-    api.close(&toll, &held).await;
+    api.close(&tally, &held).await;
     Ok(())
 }
 
 /// Reads of the REST API.
-pub(super) async fn reads(toll: Arc<Toll>, console: SocketAddr, key: String) -> Result<()> {
+pub(super) async fn reads(tally: Arc<Tally>, console: SocketAddr, key: String) -> Result<()> {
     let headers = format!("authorization: Bearer {key}\r\n");
-    while !toll.is_over() {
+    while !tally.is_over() {
         let mut last = String::new();
         for _ in 0..TRIES {
             last = match http::get(console, "/api/v1/sessions?page_size=5", &headers).await {
@@ -133,16 +137,16 @@ pub(super) async fn reads(toll: Arc<Toll>, console: SocketAddr, key: String) -> 
             if last.is_empty() {
                 break;
             }
-            toll.retried(&format!("REST: {last}"));
+            tally.retried(&format!("REST: {last}"));
             tokio::time::sleep(Duration::from_millis(300)).await;
         }
-        toll.called();
+        tally.called();
         if last.is_empty() {
-            toll.did("reads");
+            tally.did("reads");
         } else {
-            toll.failed("a read of the console", &last);
+            tally.failed("a read of the console", &last);
         }
-        toll.pause(Duration::from_millis(250)).await;
+        tally.pause(Duration::from_millis(250)).await;
     }
     Ok(())
 }
@@ -157,22 +161,22 @@ pub(super) enum Way {
 }
 
 /// A notebook with PySpark: a statement a second, and now and then a new process.
-pub(super) async fn notebook(toll: Arc<Toll>, client: Client, dir: PathBuf, way: Way) -> Result<()> {
+pub(super) async fn notebook(tally: Arc<Tally>, client: Client, dir: PathBuf, way: Way) -> Result<()> {
     std::fs::create_dir_all(&dir)?;
-    while !toll.is_over() {
+    while !tally.is_over() {
         match &way {
-            Way::Forwarded { url } => one_notebook(&toll, client, &dir, url, None).await?,
+            Way::Forwarded { url } => one_notebook(&tally, client, &dir, url, None).await?,
             Way::Direct { places, ca } => {
                 let api = Api::new(places)?;
-                let Some(held) = session(&api, &toll).await else {
+                let Some(held) = session(&api, &tally).await else {
                     break;
                 };
                 let life = NOTEBOOK_LIFE * 3;
-                let Some(issued) = api.issue(&toll, &held.id, life).await else {
+                let Some(issued) = api.issue(&tally, &held.id, life).await else {
                     continue;
                 };
-                one_notebook(&toll, client, &dir, &issued.connection_url, Some(ca)).await?;
-                api.close(&toll, &held).await;
+                one_notebook(&tally, client, &dir, &issued.connection_url, Some(ca)).await?;
+                api.close(&tally, &held).await;
             }
         }
     }
@@ -180,7 +184,7 @@ pub(super) async fn notebook(toll: Arc<Toll>, client: Client, dir: PathBuf, way:
 }
 
 async fn one_notebook(
-    toll: &Toll,
+    tally: &Tally,
     client: Client,
     dir: &Path,
     url: &str,
@@ -188,16 +192,16 @@ async fn one_notebook(
 ) -> Result<()> {
     let opened = client.repl(dir, url, ca.map(PathBuf::as_path)).await;
     let mut repl = opened.with_context(|| format!("{client:?} does not connect"))?;
-    let begun = toll.elapsed();
-    while !toll.is_over() && toll.elapsed() < begun + NOTEBOOK_LIFE {
+    let begun = tally.elapsed();
+    while !tally.is_over() && tally.elapsed() < begun + NOTEBOOK_LIFE {
         let answer = repl.sql("SELECT count(*) FROM range(1000)").await?;
-        toll.called();
+        tally.called();
         if answer["rows"][0][0] == 1000 {
-            toll.did("statements");
+            tally.did("statements");
         } else {
-            toll.failed("PySpark", &answer.to_string());
+            tally.failed("PySpark", &answer.to_string());
         }
-        toll.pause(Duration::from_secs(1)).await;
+        tally.pause(Duration::from_secs(1)).await;
     }
     ensure!(repl.stop().await?, "stop() raised an error");
     Ok(())

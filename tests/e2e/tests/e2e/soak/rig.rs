@@ -1,7 +1,10 @@
 //! Two of each service behind balancers, TLS for Spark clients, one Sail.
 
 use anyhow::Result;
-use e2e::{AnotherIssuer, AnotherManager, Link, Server, Service, Stack, StackOptions, Tls};
+use e2e::{
+    AnotherIssuer, AnotherManager, Link, Server, Service, Stack, StackOptions, Tls,
+    shared_sail_without_limits,
+};
 use local_stack::berth::new_signing_key;
 use session_token::Signer;
 use std::collections::BTreeSet;
@@ -49,7 +52,7 @@ impl Keys {
         Ok(keys)
     }
 
-    /// One more key: it is published at once and signs after its time.
+    /// One more key: it is published immediately and signs after its time.
     pub(super) fn rotate(&mut self) -> Result<()> {
         let file = self.dir.path().join(format!("{:03}.pem", self.made.len()));
         new_signing_key(&file)?;
@@ -191,14 +194,7 @@ async fn console(stack: &Stack, balancers: &Balancers) -> Result<(Service, Socke
 fn options(server: &Server, keys: &Keys, balancers: &Balancers) -> StackOptions {
     StackOptions {
         tls: Tls::Required,
-        manager: format!(
-            "limits.calls_per_second_per_principal = 0\nlimits.calls_per_second_per_address = 0\n\
-             [[orgs]]\nname = \"acme\"\n[orgs.limits]\nlive_sessions_per_owner = 1000\n\
-             live_sessions = 3000\ncreates_per_minute = 10000\n\
-             [[clusters]]\nname = \"shared\"\nengine = \"sail\"\ngranted_orgs = [\"acme\"]\n\
-             static.endpoints = [{{ address = \"{}\" }}]\n",
-            server.address
-        ),
+        manager: shared_sail_without_limits(server.address),
         // The shortest time that is allowed.
         issuer: format!(
             "keys.dir = \"{}\"\nkeys.publish_before_signing = \"90s\"\nlimits.calls_per_second_per_address = 0\n",

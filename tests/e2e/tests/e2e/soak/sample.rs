@@ -22,7 +22,7 @@ const LIMITS: [(&str, f64, f64); 3] = [
 ];
 /// The first part is left out: memory that is used for the first time.
 const WARM_UP: f64 = 0.2;
-/// So many samples at least have a slope.
+/// Minimum number of samples for a slope.
 const MIN_SAMPLES: usize = 8;
 
 /// The samples of each process.

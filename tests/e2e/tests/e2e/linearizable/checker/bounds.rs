@@ -1,5 +1,5 @@
 //! Proxies answer from caches. What they accept is right up to a limit of time after a change was
-//! acknowledged, and what they refuse has a cause that somebody asked for.
+//! acknowledged, and what they refuse has a cause that a client requested.
 
 use super::super::history::{Call, Event, Fault, Life, Micros, Outcome, Refusal};
 use super::model::Tokens;
@@ -161,7 +161,7 @@ impl Known {
     }
 }
 
-/// Whether somebody asked for what the refusal names, before it.
+/// Whether a client requested the cause of the refusal before it.
 fn has_cause(events: &[&Event], faults: &[Fault], refused: &Event, refusal: Refusal, token: &str) -> bool {
     let before =
         |event: &&&Event| event.invoked <= refused.returned && !matches!(event.outcome, Outcome::Failed(_));

@@ -44,7 +44,7 @@ pub(super) enum Kind {
     StaleToken,
     /// An older compute answered too long after a newer one.
     StaleGeneration,
-    /// A proxy refused a call for an end or a revocation that nobody asked for.
+    /// A proxy refused a call for an end or a revocation that no client requested.
     RefusedWithoutCause,
 }
 

@@ -1,4 +1,4 @@
-//! One version of a session has one content, whoever shows it.
+//! One version of a session has one content, whichever service returns it.
 
 use super::super::history::{Event, Fault, Life, Outcome, Record};
 use super::{Anomaly, Kind, may_be_lost};

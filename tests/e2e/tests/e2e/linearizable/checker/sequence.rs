@@ -31,7 +31,7 @@ enum StepKind<'a> {
     After,
     /// After this many of them.
     Repair(usize),
-    /// Once nobody reaches the former primary any more.
+    /// Once no client reaches the former primary.
     LastRepair(usize),
 }
 
@@ -203,7 +203,7 @@ impl<'a> Search<'a> {
                     continue;
                 }
                 let states = self.apply(&self.steps[step], &state);
-                // A call without effect is best taken at once.
+                // A call without effect is placed first.
                 let is_call = matches!(self.steps[step].kind, StepKind::Call(_));
                 if is_call && !self.steps[step].optional && states == [state.clone()] {
                     next = vec![(with(&done, step), state.clone())];

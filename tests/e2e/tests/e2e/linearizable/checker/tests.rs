@@ -286,7 +286,7 @@ fn two_primaries_are_allowed_in_a_fail_over_only() {
 }
 
 #[test]
-fn a_close_that_nobody_asked_for_is_found() {
+fn a_close_that_no_client_requested_is_found() {
     Plot::begun()
         .call(40, Call::Describe, closed(2, "a"))
         .is(Kind::NotLinearizable);
@@ -381,7 +381,7 @@ fn two_generations_at_once_are_found() {
     assert!(kinds.contains(&Kind::NotLinearizable), "{kinds:?}");
 }
 
-/// Many calls at once, several without an answer, are decided.
+/// Many concurrent calls, several without an answer, are decided.
 #[test]
 fn a_crowd_is_decided() {
     let mut plot = Plot::begun();

@@ -7,8 +7,9 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use parking_lot::Mutex;
 use session_proto::error::reason_of;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 
 /// As PySpark 4 retries by default: after 50 ms, four times as long each time, at most 60 s, 15
@@ -18,9 +19,9 @@ const FACTOR: u32 = 4;
 const LONGEST_RETRY: Duration = Duration::from_secs(60);
 const RETRIES: u32 = 15;
 
-/// Everybody's.
+/// The counts of all clients together.
 #[derive(Debug)]
-pub(super) struct Toll {
+pub(super) struct Tally {
     begun: Instant,
     pub(super) plan: Plan,
     calls: AtomicU64,
@@ -31,10 +32,10 @@ pub(super) struct Toll {
     done: Mutex<BTreeMap<&'static str, u64>>,
     /// The signing keys of the tokens.
     signed_by: Mutex<BTreeSet<String>>,
-    over: AtomicBool,
+    over: CancellationToken,
 }
 
-impl Toll {
+impl Tally {
     pub(super) fn new(plan: Plan) -> Self {
         Self {
             begun: Instant::now(),
@@ -44,7 +45,7 @@ impl Toll {
             failed: Mutex::default(),
             done: Mutex::default(),
             signed_by: Mutex::default(),
-            over: AtomicBool::new(false),
+            over: CancellationToken::new(),
         }
     }
 
@@ -53,20 +54,16 @@ impl Toll {
     }
 
     pub(super) fn end(&self) {
-        self.over.store(true, Ordering::Relaxed);
+        self.over.cancel();
     }
 
     pub(super) fn is_over(&self) -> bool {
-        self.over.load(Ordering::Relaxed)
+        self.over.is_cancelled()
     }
 
     /// Waits, but not beyond the end.
     pub(super) async fn pause(&self, time: Duration) {
-        let end = Instant::now() + time;
-        while !self.is_over() && Instant::now() < end {
-            let left = end.saturating_duration_since(Instant::now());
-            tokio::time::sleep(left.min(Duration::from_millis(200))).await;
-        }
+        self.over.run_until_cancelled(tokio::time::sleep(time)).await;
     }
 
     pub(super) fn calls(&self) -> u64 {
@@ -122,7 +119,7 @@ impl Toll {
 
     /// Makes a call until it is answered, as a client does. What it does not make again, or not any
     /// more, has failed.
-    pub(super) async fn insist<T>(
+    pub(super) async fn with_retries<T>(
         &self,
         what: &str,
         mut call: impl AsyncFnMut() -> Result<T, Status>,
